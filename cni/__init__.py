@@ -1,0 +1,1 @@
+"""How pods get into the mesh."""

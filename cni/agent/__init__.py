@@ -1,0 +1,1 @@
+"""The node agent: enrols pods and feeds the node proxy."""

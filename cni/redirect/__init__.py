@@ -1,0 +1,1 @@
+"""Traffic redirection inside a pod's network namespace."""

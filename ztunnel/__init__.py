@@ -1,0 +1,1 @@
+"""A node proxy for Kubernetes in ambient mode."""

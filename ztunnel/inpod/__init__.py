@@ -1,0 +1,1 @@
+"""Whom we serve: the pods of this node."""

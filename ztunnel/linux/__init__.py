@@ -1,0 +1,1 @@
+"""Kernel to Python: thin, typed, no event loop."""

@@ -1,0 +1,1 @@
+"""Nouns: frozen, no behaviour beyond their own meaning."""

@@ -1,0 +1,1 @@
+"""The five rooms: accept, classify, authorize, connect, relay."""

@@ -1,0 +1,1 @@
+"""Bytes in motion: the only floor with streams and threads."""

@@ -1,0 +1,1 @@
+"""Bytes to nouns and back: sans-IO protocols and codecs."""
