@@ -28,6 +28,11 @@ class TlsError(PeerError):
     response_flag = "TLS_FAILURE"
     reason = "tls_failure"
 
+    def __init__(self, message: str, *, code: int | None = None, alert: bytes = b"") -> None:
+        super().__init__(message)
+        self.code = code  # the RFC 8446 s6 alert the peer deserves; None if it deserves none
+        self.alert = alert  # that alert as bytes ready for the wire; send them, then close
+
 
 class PeerIdentityError(TlsError):
     """The handshake was sound, but the peer's identity is not one we accept."""
@@ -50,6 +55,16 @@ class ConnectRefusedError(PeerError):
     """The peer answered our CONNECT with something other than 200."""
 
     reason = "remote_refused"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RejectedError(PeerError):
+    """A peer's CONNECT is not for us, or not well said; `status` is our answer."""
+
+    reason = "rejected"
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)

@@ -1,0 +1,240 @@
+"""The TLS handshake: driven by the `ssl` module, then taken over (performance.md 14).
+
+How it works: bytes are cut into records here and go into the ssl object one record at a time, with
+`do_handshake` after each, so that when it is done nothing that belongs to the application can be
+inside. The sequence numbers are then known: 0, except for a server that sent tickets, which are
+records under the application keys already.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from ztunnel.errors import TlsError
+from ztunnel.tls.alerts import Alert, plaintext_alert
+from ztunnel.tls.client_hello import parse_client_hello, whole_message
+from ztunnel.tls.context import ALPN, TlsContext
+from ztunnel.tls.keylog import LABELS
+from ztunnel.tls.opener import Opener
+from ztunnel.tls.records import RecordLayer, Tls13Records
+from ztunnel.tls.sealer import APPLICATION_DATA, HANDSHAKE, HEADER_BYTES, Sealer
+from ztunnel.tls.ssl_records import SslObjectRecords, describe_ssl_error
+from ztunnel.tls.traffic_keys import SUITES
+from ztunnel.tls.verify import PeerCertificate
+
+RECEIVED_BYTES_MAX = 128 * 1024  # certificates of a chain, with room; a peer must not fill memory
+RECORD_BYTES_MAX = 16384 + 2048  # RFC 5246 s6.2.3; TLS 1.3 allows less, which OpenSSL checks
+RECORD_TYPES = range(20, 24)
+CHANGE_CIPHER_SPEC = 20
+TLS13 = "TLSv1.3"
+# Suites of TLS 1.3 and 1.2 that we accept, by number: a client must offer one (RFC 8446 B.4, 5289)
+AES_GCM_SUITES = frozenset({0x1301, 0x1302, 0xC02B, 0xC02C, 0xC02F, 0xC030})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Established:
+    """What a finished handshake leaves; `leftover` is to be opened before anything else."""
+
+    records: RecordLayer
+    peer: PeerCertificate
+    leftover: bytes
+    alpn: str | None
+    cipher: str
+    version: str
+
+
+class Handshake:
+    """One handshake, either role. A client is started by `receive(b"")`."""
+
+    __slots__ = (
+        "_context",
+        "_hello",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "_randoms",
+        "_raw",
+        "_received",
+        "_sealed_records",
+        "_secrets",
+        "_secured",
+        "_started",
+        "_to_send",
+        "done",
+    )
+
+    def __init__(self, context: TlsContext, *, server_side: bool) -> None:
+        assert context.server_side is server_side
+        self.done = False
+        self._context = context
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.ssl_context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side
+        )
+        self._hello: bytearray | None = bytearray() if server_side else None
+        self._raw = b""  # the beginning of a record
+        self._received = 0
+        self._started = server_side
+        self._secured = False  # the peer may expect encrypted records: no more plaintext alerts
+        self._sealed_records = 0  # by us, under the application keys
+        self._secrets: dict[bytes, bytes] = {}
+        self._randoms: set[bytes] = set()
+        self._to_send = b""
+        context.key_log.drain()  # what another user of the context left behind is not ours
+
+    def receive(self, data: bytes | memoryview) -> bytes:
+        """Feed bytes from the wire; give the bytes to send.
+
+        Raises:
+            TlsError: the handshake failed. Send the error's `alert` and close; `data_to_send`
+                would give the same bytes.
+        """
+        assert not self.done
+        try:
+            self._advance(bytes(data))
+        except ssl.SSLError as exc:
+            self._to_send += self._outgoing.read()
+            raise self._failure(describe_ssl_error(exc)) from exc
+        except TlsError as exc:
+            if exc.code is not None and not self._secured:
+                self._to_send += plaintext_alert(exc.code)
+            raise self._failure(str(exc)) from exc
+        return self.data_to_send()
+
+    def data_to_send(self) -> bytes:
+        """Take what must still go to the peer; after a failure, the alert."""
+        taken, self._to_send = self._to_send, b""
+        return taken
+
+    def finish(self) -> Established:
+        """Hand over the established connection; once, after `done`.
+
+        Raises:
+            TlsError: the result is not one we accept: not AES-GCM, another protocol than `h2`, an
+                unreadable certificate. `alert` holds what to send before closing.
+        """
+        assert self.done
+        negotiated, version = self._object.cipher(), self._object.version()
+        assert negotiated is not None
+        assert version is not None
+        cipher, alpn = negotiated[0], self._object.selected_alpn_protocol()
+        try:
+            peer = PeerCertificate.parse(self._object.getpeercert(binary_form=True) or b"")
+            records = self._records(cipher, version)
+        except TlsError as exc:
+            self._to_send += self._ssl_records().close_notify()
+            raise self._failure(str(exc)) from exc
+        leftover, self._raw = self._raw, b""
+        return Established(
+            records=records,
+            peer=peer,
+            leftover=leftover,
+            alpn=alpn,
+            cipher=cipher,
+            version=version,
+        )
+
+    def _advance(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > RECEIVED_BYTES_MAX:
+            raise TlsError("handshake too long", code=Alert.UNEXPECTED_MESSAGE)
+        if not self._started:
+            self._started = True
+            self._step()
+        raw, at = self._raw + data, 0
+        while not self.done and (end := _record_end(raw, at)):
+            kind = raw[at]
+            if self._hello is not None and kind == HANDSHAKE:
+                self._inspect(raw[at + HEADER_BYTES : end])
+            self._incoming.write(raw[at:end])
+            at = end
+            if kind != CHANGE_CIPHER_SPEC:  # which alone never moves a handshake
+                self._step()
+        self._raw = raw[at:]
+
+    def _step(self) -> None:
+        """Let the ssl object digest what it has; collect its output and secrets."""
+        try:
+            self._object.do_handshake()
+            self.done = True
+        except ssl.SSLWantReadError:
+            pass
+        finally:
+            for label, random, secret in self._context.key_log.drain():
+                self._secrets[label] = secret
+                self._randoms.add(random)
+        written = self._outgoing.read()
+        self._to_send += written
+        if self._context.server_side:
+            self._secured = self._secured or bool(written)
+            if self.done:
+                self._sealed_records = _encrypted_records(written)  # session tickets
+        else:
+            self._secured = self._received > 0
+
+    def _inspect(self, fragment: bytes) -> None:
+        """Refuse a ClientHello that offers nothing we speak."""
+        assert self._hello is not None
+        self._hello += fragment
+        if not whole_message(self._hello):
+            return
+        offer = parse_client_hello(bytes(self._hello))
+        self._hello = None
+        if offer.protocols is not None and ALPN.encode() not in offer.protocols:
+            raise TlsError(
+                f"client does not offer {ALPN}, but other protocols",
+                code=Alert.NO_APPLICATION_PROTOCOL,
+            )
+        if AES_GCM_SUITES.isdisjoint(offer.suites):
+            raise TlsError("client does not offer AES-GCM", code=Alert.HANDSHAKE_FAILURE)
+
+    def _records(self, cipher: str, version: str) -> RecordLayer:
+        if "GCM" not in cipher:
+            # OpenSSL offers ChaCha20 in TLS 1.3 whatever we say, so a server may pick it.
+            raise TlsError(f"peer chose {cipher}, we accept only AES-GCM")
+        if not (self._context.own_records and version == TLS13 and cipher in SUITES):
+            return self._ssl_records()
+        ours, theirs = LABELS if not self._context.server_side else LABELS[::-1]
+        if len(self._randoms) != 1 or len(self._secrets) != len(LABELS):
+            # Someone else used the key log during this handshake: never guess a key.
+            raise TlsError("traffic secrets are not known for sure", code=Alert.INTERNAL_ERROR)
+        return Tls13Records(
+            Sealer(self._secrets[ours], cipher, self._sealed_records),
+            Opener(self._secrets[theirs], cipher),
+            self._context.seal_buffer,
+        )
+
+    def _ssl_records(self) -> SslObjectRecords:
+        return SslObjectRecords(self._object, self._incoming, self._outgoing)
+
+    def _failure(self, text: str) -> TlsError:
+        return TlsError(f"tls handshake error: {text}", alert=self._to_send)
+
+
+def _record_end(raw: bytes, at: int) -> int:
+    """Give the offset behind the record at `at`, or 0 if it is not all there yet.
+
+    Raises:
+        TlsError: this is no record; found out early, as plaintext on the wrong port is common.
+    """
+    header = raw[at : at + HEADER_BYTES]
+    if header and (header[0] not in RECORD_TYPES or header[1:2] not in (b"", b"\x03")):
+        raise TlsError("peer does not speak TLS", code=Alert.UNEXPECTED_MESSAGE)
+    if len(header) < HEADER_BYTES:
+        return 0
+    length = int.from_bytes(header[3:], "big")
+    if length > RECORD_BYTES_MAX:
+        raise TlsError("record too long", code=Alert.RECORD_OVERFLOW)
+    end = at + HEADER_BYTES + length
+    return end if end <= len(raw) else 0
+
+
+def _encrypted_records(written: bytes) -> int:
+    """Count the encrypted records in output of our own."""
+    at = count = 0
+    while at < len(written):
+        count += written[at] == APPLICATION_DATA
+        at += HEADER_BYTES + int.from_bytes(written[at + 3 : at + HEADER_BYTES], "big")
+    return count
