@@ -1,0 +1,84 @@
+"""Redirect a pod, and stop redirecting it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cni.redirect import nft, routes
+from cni.redirect.errors import RedirectError
+from cni.redirect.plan import RedirectPlan
+from ztunnel.linux.netlink import NetlinkSocket
+
+T = TypeVar("T")
+
+_MIGRATE_SWITCH = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+
+
+class Enterable(Protocol):
+    """A namespace in which a plain function can be run."""
+
+    def call(self, action: Callable[[], T]) -> T:
+        """Run `action` inside and return its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """What was opened or read inside the pod, and serves from outside."""
+
+    routing: NetlinkSocket
+    filtering: NetlinkSocket
+    ipv6_on_loopback: bool
+
+
+def apply_redirect(netns: Enterable, plan: RedirectPlan) -> None:
+    """Write routes, then rules, into a pod; again is fine, and replaces another plan.
+
+    It blocks for some 20 ms, nearly all of it in the kernel: call it from a thread.
+
+    Raises:
+        RedirectError: the kernel refused something, or the namespace cannot be entered.
+    """
+    inside = _open(netns)
+    with inside.routing, inside.filtering:
+        # Routes first: with the rules alone, answers to the proxy would leave the pod for a while.
+        routes.add_routes(inside.routing, ipv6=plan.ipv6, ipv6_on_loopback=inside.ipv6_on_loopback)
+        nft.commit(inside.filtering, nft.replacement(plan))
+
+
+def remove_redirect(netns: Enterable) -> None:
+    """Remove rules and routes from a pod; fine if there are none. Blocks: see `apply_redirect`.
+
+    Raises:
+        RedirectError: something is left, or the namespace cannot be entered.
+    """
+    inside = _open(netns)
+    with inside.routing, inside.filtering:
+        try:
+            nft.commit(inside.filtering, nft.removal())
+        finally:
+            routes.remove_routes(inside.routing)
+
+
+def _open(netns: Enterable) -> _Inside:
+    try:
+        return netns.call(_open_inside)
+    except OSError as exc:
+        raise RedirectError(f"cannot enter the pod's namespace: {exc}") from exc
+
+
+def _open_inside() -> _Inside:
+    # Connections that wait in the accept queue of a proxy that leaves move to its successor
+    # instead of being reset. Linux 5.14; a read-only /proc/sys only costs us that.
+    with contextlib.suppress(OSError):
+        _MIGRATE_SWITCH.write_text("1")
+    routing = NetlinkSocket(routes.NETLINK_ROUTE)
+    try:
+        filtering = NetlinkSocket(nft.NETLINK_NETFILTER)
+    except OSError:
+        routing.close()
+        raise
+    return _Inside(routing, filtering, routes.loopback_has_ipv6())

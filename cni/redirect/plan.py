@@ -1,0 +1,183 @@
+"""Which packets of a pod go to the proxy: the wanted rules (cni.md 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from cni.redirect.rules import (
+    Accept,
+    Base,
+    Chain,
+    ChainType,
+    Condition,
+    HasAddress,
+    HasMark,
+    HasPort,
+    Hook,
+    Ip,
+    IsFirstSegment,
+    IsProtocol,
+    Jump,
+    MarkConnection,
+    OnInterface,
+    Protocol,
+    Redirect,
+    RestoreMark,
+    Return,
+    Rule,
+    SetZone,
+    Table,
+    check_interface_name,
+)
+
+# Numbers shared with the proxy and the reference (cni.md 4.1).
+PROXY_MARK = 0x539  # on every packet the proxy sends inside a pod
+CONNECTION_MARK = 0x111  # on connections the proxy makes with another's source address
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+TUNNEL_PORT = 15008
+DNS_PROXY_PORT = 15053
+DNS_PORT = 53
+DNS_ZONE = 1  # keeps the proxy's own queries apart from the pod's in connection tracking
+PROBE_SOURCES = (
+    ip_address("169.254.7.127"),  # the kubelet's probes as the host's rules rewrite them
+    ip_address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
+)
+LOOPBACKS = (ip_address("127.0.0.1"), ip_address("::1"))
+
+NAT = "istio-ambient-nat"
+MANGLE = "istio-ambient-mangle"
+RAW = "istio-ambient-raw"
+TABLE_NAMES = (NAT, MANGLE, RAW)
+
+PREROUTING = "istio-prerouting"
+OUTPUT = "istio-output"
+
+_IS_TCP = IsProtocol(Protocol.TCP)
+_FROM_PROXY = HasMark(PROXY_MARK)
+_NOT_FROM_PROXY = HasMark(PROXY_MARK, negate=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedirectPlan:
+    """How one pod's traffic is redirected; equal plans mean equal rules.
+
+    `dns`: send DNS queries to the proxy. `ipv6`: redirect IPv6 too. `ingress_mode`: leave
+    plaintext that comes in alone. `virtual_interfaces`: what comes in by these is treated as
+    going out (virtual machines inside the pod). `syn_only`: connections that exist when the pod
+    is enrolled live on unprotected; the reference resets them (cni.md 10.2).
+
+    Raises:
+        ValueError: an interface name the kernel would not take.
+    """
+
+    dns: bool = False
+    ipv6: bool = True
+    ingress_mode: bool = False
+    virtual_interfaces: tuple[str, ...] = ()
+    syn_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.virtual_interfaces:
+            check_interface_name(name)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The wanted tables in the order in which they are written."""
+        nat = _table(
+            NAT,
+            prerouting=(Base(ChainType.NAT, Hook.PREROUTING, -100), self._nat_prerouting()),
+            output=(Base(ChainType.NAT, Hook.OUTPUT, -100), self._nat_output()),
+        )
+        mangle = _table(
+            MANGLE,
+            prerouting=(
+                Base(ChainType.FILTER, Hook.PREROUTING, -150),
+                iter([Rule((_FROM_PROXY,), MarkConnection(CONNECTION_MARK))]),
+            ),
+            output=(
+                Base(ChainType.ROUTE, Hook.OUTPUT, -150),
+                iter([Rule((HasMark(CONNECTION_MARK, connection=True),), RestoreMark())]),
+            ),
+        )
+        return (nat, mangle, _raw()) if self.dns else (nat, mangle)
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.tables))
+
+    def _nat_prerouting(self) -> Iterator[Rule]:
+        for name in self.virtual_interfaces:
+            yield Rule((OnInterface(name), _IS_TCP), Redirect(OUTBOUND_PORT))
+            yield Rule((OnInterface(name), _IS_TCP), Return())
+        if self.ingress_mode:
+            return
+        for ip in self._families(PROBE_SOURCES):
+            yield Rule((_IS_TCP, HasAddress(ip, source=True)), Accept())
+        plaintext = HasPort(Protocol.TCP, TUNNEL_PORT, negate=True)
+        for loopback in self._families(LOOPBACKS):
+            yield Rule(
+                (HasAddress(loopback, negate=True), plaintext, *self._first(), _NOT_FROM_PROXY),
+                Redirect(INBOUND_PORT),
+            )
+
+    def _nat_output(self) -> Iterator[Rule]:
+        for ip in self._families(PROBE_SOURCES):
+            yield Rule((_IS_TCP, HasAddress(ip)), Accept())
+        if self.dns:
+            yield from self._dns_output()
+        yield Rule((_IS_TCP, HasMark(CONNECTION_MARK)), Accept())
+        for loopback in self._families(LOOPBACKS):
+            # The application calls its own pod address.
+            yield Rule(
+                (OnInterface("lo", leaving=True), HasAddress(loopback, negate=True)), Accept()
+            )
+        for loopback in self._families(LOOPBACKS):
+            yield Rule(
+                (_IS_TCP, HasAddress(loopback, negate=True), *self._first(), _NOT_FROM_PROXY),
+                Redirect(OUTBOUND_PORT),
+            )
+
+    def _dns_output(self) -> Iterator[Rule]:
+        outside = OnInterface("lo", leaving=True, negate=True)
+        over_udp = HasPort(Protocol.UDP, DNS_PORT)
+        # One rule for both families, also without `ipv6`, as the reference.
+        yield Rule((outside, over_udp, _NOT_FROM_PROXY), Redirect(DNS_PROXY_PORT))
+        for loopback in self._families(LOOPBACKS):
+            over_tcp = HasPort(Protocol.TCP, DNS_PORT)
+            yield Rule(
+                (HasAddress(loopback, negate=True), over_tcp, _NOT_FROM_PROXY),
+                Redirect(DNS_PROXY_PORT),
+            )
+
+    def _first(self) -> tuple[Condition, ...]:
+        return (IsFirstSegment(),) if self.syn_only else ()
+
+    def _families(self, both: tuple[Ip, ...]) -> tuple[Ip, ...]:
+        return both if self.ipv6 else both[:1]
+
+
+def _raw() -> Table:
+    query = Rule((HasPort(Protocol.UDP, DNS_PORT), _FROM_PROXY), SetZone(DNS_ZONE))
+    answer = Rule(
+        (HasPort(Protocol.UDP, DNS_PORT, source=True), _NOT_FROM_PROXY), SetZone(DNS_ZONE)
+    )
+    return _table(
+        RAW,
+        prerouting=(Base(ChainType.FILTER, Hook.PREROUTING, -300), iter([answer])),
+        output=(Base(ChainType.FILTER, Hook.OUTPUT, -300), iter([query])),
+    )
+
+
+def _table(
+    name: str, *, prerouting: tuple[Base, Iterator[Rule]], output: tuple[Base, Iterator[Rule]]
+) -> Table:
+    """Make a table in the one shape they all have: base chains that only jump."""
+    chains = (
+        Chain(PREROUTING, tuple(prerouting[1])),
+        Chain(OUTPUT, tuple(output[1])),
+        Chain(Hook.PREROUTING, (Rule((), Jump(PREROUTING)),), prerouting[0]),
+        Chain(Hook.OUTPUT, (Rule((), Jump(OUTPUT)),), output[0]),
+    )
+    return Table(name, chains)

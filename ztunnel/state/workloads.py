@@ -1,0 +1,171 @@
+"""Workloads by uid, by network address, by host name, and our own by name (state-and-xds.md 9.1).
+
+Every lookup is one or two dictionary reads, however many workloads there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeVar
+
+from ztunnel.model.identity import Namespace, ServiceAccount
+from ztunnel.model.network import IpAddress, Network
+from ztunnel.model.workload import NetworkMode, TunnelProtocol, Workload, WorkloadUid
+from ztunnel.state.addresses import address_key
+
+K = TypeVar("K")
+
+_RANKS = 4
+
+
+def _rank(workload: Workload) -> int:
+    """Rank the claim to a shared address: pod and HBONE 3, pod 2, HBONE 1, else 0."""
+    is_pod = "//Pod/" in workload.uid
+    return 2 * is_pod + (workload.protocol is TunnelProtocol.HBONE)
+
+
+class _SharedAddress:
+    """The workloads of one address; the best claim wins, the latest among equals."""
+
+    __slots__ = ("_by_rank",)
+
+    def __init__(self) -> None:
+        self._by_rank: tuple[dict[WorkloadUid, Workload], ...] = tuple({} for _ in range(_RANKS))
+
+    def add(self, workload: Workload) -> None:
+        self._by_rank[_rank(workload)][workload.uid] = workload
+
+    def discard(self, workload: Workload) -> None:
+        self._by_rank[_rank(workload)].pop(workload.uid, None)
+
+    def winner(self) -> Workload | None:
+        for claims in reversed(self._by_rank):
+            if claims:
+                return next(reversed(claims.values()))
+        return None
+
+
+class Workloads:
+    """What the control plane told us about workloads; `node` is our own, "" counts all as ours."""
+
+    def __init__(self, node: str = "") -> None:
+        self._node = node
+        self._by_uid: dict[WorkloadUid, Workload] = {}
+        # Nearly every address has one owner: it is stored bare to save memory.
+        self._by_address: dict[Network, dict[int, Workload | _SharedAddress]] = {}
+        self._by_hostname: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
+        self._local: dict[tuple[str, str, str], dict[WorkloadUid, Workload]] = {}
+        self._accounts: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def all(self) -> Collection[Workload]:
+        """Return a live view of all workloads, oldest first."""
+        return self._by_uid.values()
+
+    def by_uid(self, uid: WorkloadUid) -> Workload | None:
+        """Return the workload with this uid."""
+        return self._by_uid.get(uid)
+
+    def by_address(self, network: Network, ip: IpAddress) -> Workload | None:
+        """Return whom this address belongs to; host-network workloads own none."""
+        addresses = self._by_address.get(network)
+        if addresses is None:
+            return None
+        owner = addresses.get(address_key(ip))
+        return owner.winner() if isinstance(owner, _SharedAddress) else owner
+
+    def by_hostname(self, namespace: Namespace, hostname: str) -> Workload | None:
+        """Return the first workload with this host name in this namespace."""
+        found = self._by_hostname.get((namespace, hostname))
+        return next(iter(found.values())) if found else None
+
+    def local(
+        self, *, name: str, namespace: Namespace, service_account: ServiceAccount
+    ) -> Workload | None:
+        """Return the workload of this node with exactly this name, namespace and account."""
+        found = self._local.get((namespace, service_account, name))
+        return next(reversed(found.values())) if found else None
+
+    def is_local(self, workload: Workload) -> bool:
+        """Tell whether the workload runs on this node."""
+        return not self._node or workload.node == self._node
+
+    def local_accounts(self) -> Collection[tuple[str, str]]:
+        """Return (namespace, service account) of all workloads of this node."""
+        return self._accounts.keys()
+
+    def of_account(
+        self, namespace: Namespace, service_account: ServiceAccount
+    ) -> Collection[Workload]:
+        """Return this node's workloads that run as this account."""
+        return self._accounts.get((namespace, service_account), {}).values()
+
+    def put(self, workload: Workload) -> Workload | None:
+        """Store one workload and return what it replaced."""
+        old = self.remove(workload.uid)
+        self._by_uid[workload.uid] = workload
+        if workload.network_mode is not NetworkMode.HOST_NETWORK:
+            addresses = self._by_address.setdefault(workload.network, {})
+            for ip in workload.ips:
+                _claim(addresses, address_key(ip), workload)
+        if workload.hostname:
+            _file(self._by_hostname, (workload.namespace, workload.hostname), workload)
+        if self.is_local(workload):
+            account = (workload.namespace, workload.service_account)
+            _file(self._accounts, account, workload)
+            _file(self._local, (*account, workload.name), workload)
+        return old
+
+    def remove(self, uid: WorkloadUid) -> Workload | None:
+        """Forget one workload and return it; None when it was unknown."""
+        old = self._by_uid.pop(uid, None)
+        if old is None:
+            return None
+        self._release_addresses(old)
+        if old.hostname:
+            _unfile(self._by_hostname, (old.namespace, old.hostname), old)
+        if self.is_local(old):
+            account = (old.namespace, old.service_account)
+            _unfile(self._accounts, account, old)
+            _unfile(self._local, (*account, old.name), old)
+        return old
+
+    def _release_addresses(self, old: Workload) -> None:
+        addresses = self._by_address.get(old.network)
+        if addresses is None or old.network_mode is NetworkMode.HOST_NETWORK:
+            return
+        for ip in old.ips:
+            key = address_key(ip)
+            owner = addresses.get(key)
+            if owner is old:
+                del addresses[key]
+            elif isinstance(owner, _SharedAddress):
+                owner.discard(old)
+                if owner.winner() is None:
+                    del addresses[key]
+        if not addresses:
+            del self._by_address[old.network]
+
+
+def _claim(addresses: dict[int, Workload | _SharedAddress], key: int, workload: Workload) -> None:
+    owner = addresses.setdefault(key, workload)
+    if owner is workload:
+        return
+    if not isinstance(owner, _SharedAddress):
+        addresses[key] = shared = _SharedAddress()
+        shared.add(owner)
+        owner = shared
+    owner.add(workload)
+
+
+def _file(index: dict[K, dict[WorkloadUid, Workload]], key: K, workload: Workload) -> None:
+    index.setdefault(key, {})[workload.uid] = workload
+
+
+def _unfile(index: dict[K, dict[WorkloadUid, Workload]], key: K, workload: Workload) -> None:
+    filed = index[key]
+    del filed[workload.uid]
+    if not filed:
+        del index[key]

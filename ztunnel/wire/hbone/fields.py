@@ -1,0 +1,158 @@
+"""Header blocks to fields and back, and which fields make a message (RFC 9113 s8.2, s8.3, s8.5).
+
+A broken block is an error of the connection, because the peer's table and ours no longer agree. A
+sound block with wrong fields is malformed: an error of its stream only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from h2.errors import ErrorCodes
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+
+from ztunnel.errors import TunnelError
+from ztunnel.wire.hbone.events import Headers
+from ztunnel.wire.hbone.settings import DEFAULT_HEADER_TABLE_SIZE
+
+CONNECT: Final = b"CONNECT"
+UNIQUE_FIELDS: Final = frozenset((b"forwarded", b"traceparent"))
+
+# RFC 7541 s4.2: two updates say everything that can be said. Without a limit one block could hold
+# 64 Ki of them, at a microsecond each.
+MAX_TABLE_UPDATES: Final = 2
+_UPDATE_MASK: Final = 0xE0  # RFC 7541 s6.3: 001 and a five-bit prefix
+_UPDATE: Final = 0x20
+_UPDATE_SIZE_MASK: Final = 0x1F
+_CONTINUES: Final = 0x80
+
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 s5.1, lower case only
+_VALUE: Final = re.compile(rb"(?![ \t])[^\x00\r\n]*(?<![ \t])")  # RFC 9113 s8.2.1
+_STATUS: Final = re.compile(rb"[1-5][0-9][0-9]")
+
+_REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+_RESPONSE_PSEUDO: Final = frozenset((b":status",))
+_CONNECTION_SPECIFIC: Final = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+)
+
+
+class FieldCodec:
+    """Both HPACK tables of a connection."""
+
+    def __init__(self, *, max_list_size: int) -> None:
+        self._decoder = Decoder(max_header_list_size=max_list_size)
+        self._encoder = Encoder()
+
+    def resize(self, size: int) -> None:
+        """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
+        encoder = self._encoder
+        size = min(size, DEFAULT_HEADER_TABLE_SIZE)
+        if size == encoder.header_table_size:
+            return
+        encoder.header_table_size = size
+        # The encoder remembers every change until its next block; the smallest and the last one
+        # are all the peer needs (RFC 7541 s4.2), and a peer may send any number of SETTINGS.
+        changes = encoder.table_size_changes
+        if len(changes) > MAX_TABLE_UPDATES:
+            changes[:] = [min(changes), changes[-1]]
+
+    def encode(self, headers: Headers) -> bytes:
+        """Print fields as one header block.
+
+        Without Huffman codes, and without putting fields into the table that are new for every
+        tunnel: the latter would also push out those that are not. Both ends of one tunnel need
+        21 us for it; with unique fields in the table 34 us, with Huffman codes 55 us.
+        """
+        fields = [
+            NeverIndexedHeaderTuple(*field) if field[0] in UNIQUE_FIELDS else field
+            for field in headers
+        ]
+        return self._encoder.encode(fields, huffman=False)
+
+    def decode(self, block: bytes) -> Headers:
+        """Read one header block.
+
+        Raises:
+            TunnelError: COMPRESSION_ERROR, the block is broken; ENHANCE_YOUR_CALM, the list is
+                larger than we take.
+        """
+        _check_table_updates(block)
+        try:
+            headers = self._decoder.decode(block, raw=True)
+        except OversizedHeaderListError as error:
+            raise TunnelError(str(error), code=ErrorCodes.ENHANCE_YOUR_CALM) from error
+        except HPACKError as error:
+            raise TunnelError(
+                f"broken header block: {error}", code=ErrorCodes.COMPRESSION_ERROR
+            ) from error
+        return list(headers)
+
+
+def _check_table_updates(block: bytes) -> None:
+    """Raise TunnelError if `block` begins with more table updates than make sense."""
+    position = 0
+    for _ in range(MAX_TABLE_UPDATES + 1):
+        if block[position : position + 1] == b"" or block[position] & _UPDATE_MASK != _UPDATE:
+            return
+        # An integer with a five-bit prefix (RFC 7541 s5.1): go past its continuation bytes.
+        more = block[position] & _UPDATE_SIZE_MASK == _UPDATE_SIZE_MASK
+        position += 1
+        while more and position < len(block):
+            more = block[position] >= _CONTINUES
+            position += 1
+    raise TunnelError("too many table size updates", code=ErrorCodes.COMPRESSION_ERROR)
+
+
+def is_request(headers: Headers) -> bool:
+    """Tell whether these fields make a well-formed request, of any method.
+
+    A CONNECT has `:authority` and neither `:scheme` nor `:path`. The extended form (RFC 8441) is
+    malformed, because we never announce it; a plain-looking tunnel must not come out of it.
+    """
+    pseudo = _split(headers, _REQUEST_PSEUDO)
+    if pseudo is None:
+        return False
+    if pseudo.get(b":method") == CONNECT:
+        return len(pseudo) == 2 and bool(pseudo.get(b":authority"))  # noqa: PLR2004 - those two
+    return all(pseudo.get(name) for name in (b":method", b":scheme", b":path"))
+
+
+def status_of(headers: Headers) -> int | None:
+    """Return the status of a well-formed response, None if it is malformed."""
+    pseudo = _split(headers, _RESPONSE_PSEUDO)
+    if not pseudo or _STATUS.fullmatch(pseudo[b":status"]) is None:
+        return None
+    return int(pseudo[b":status"])
+
+
+def is_trailers(headers: Headers) -> bool:
+    """Tell whether these fields may end a message: well formed, no pseudo field."""
+    return _split(headers, frozenset()) is not None
+
+
+def _split(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes] | None:
+    """Return the pseudo fields, or None if a field is not allowed or stands in a wrong place."""
+    pseudo: dict[bytes, bytes] = {}
+    regular = False
+    for name, value in headers:
+        if _VALUE.fullmatch(value) is None:
+            return None
+        if name[:1] == b":":
+            if regular or name in pseudo or name not in allowed:
+                return None
+            pseudo[name] = value
+        elif not _is_regular(name, value):
+            return None
+        else:
+            regular = True
+    return pseudo
+
+
+def _is_regular(name: bytes, value: bytes) -> bool:
+    """Tell whether a field that is no pseudo field may stand in a message at all."""
+    if _NAME.fullmatch(name) is None or name in _CONNECTION_SPECIFIC:
+        return False
+    return name != b"te" or value == b"trailers"

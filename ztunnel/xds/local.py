@@ -1,0 +1,259 @@
+"""The static configuration: a text that stands in for a control plane (state-and-xds.md 14).
+
+The same object shapes are used in the config dump, so their serializers are here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeAlias, TypeVar
+
+import yaml
+
+from ztunnel.errors import ResourceError
+from ztunnel.model.network import Port
+from ztunnel.model.policy import Match, MatchKind, Policy, ServiceAccountMatch, StringMatch
+from ztunnel.model.service import Service
+from ztunnel.model.workload import GatewayAddress, Locality, ServiceKey, Workload
+from ztunnel.state.store import Store, Update
+from ztunnel.xds.fields import Field, Object, Problems
+from ztunnel.xds.local_objects import read_policy, read_service, read_workload
+
+Json: TypeAlias = "str | int | bool | list[Json] | dict[str, Json] | None"
+T = TypeVar("T")
+
+TOP_KEYS = frozenset({"workloads", "services", "policies"})
+
+# A string match inside a policy is 10 deep.
+DEPTH_MAX = 32
+
+# The loader written in C is ten times faster; both mark lines the same way.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_local_config(text: str, *, source: str) -> Update:
+    """Read YAML, or JSON as its subset; the update replaces everything known before.
+
+    `source` names the text in messages, usually its path.
+
+    Raises:
+        ResourceError: one line for each mistake (up to 20): where it is and how to mend it.
+    """
+    problems = Problems(source)
+    root = _compose(text, source)
+    if root is None:
+        return Update(replace_all=True)
+    top = Field(root, "", problems).object(TOP_KEYS)
+    workloads = _each(top, "workloads", read_workload, lambda workload: workload.uid)
+    services = _each(top, "services", read_service, lambda service: service.key)
+    policies = _each(top, "policies", read_policy, lambda policy: policy.key)
+    if problems.lines:
+        raise ResourceError(str(problems))
+    return Update(workloads=workloads, services=services, policies=policies, replace_all=True)
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        _check_depth(text, source)
+        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ResourceError(f"{source}{line}: not YAML: {exc.problem or exc.context}") from exc
+    except (yaml.YAMLError, UnicodeError) as exc:
+        raise ResourceError(f"{source}: not YAML: {exc}") from exc
+    return node
+
+
+def _check_depth(text: str, source: str) -> None:
+    """Refuse deep nesting before composing it: the C composer recurses until it crashes.
+
+    Raises:
+        ResourceError: it is deeper than any configuration of ours.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEPTH_MAX:
+            where = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+            raise ResourceError(f"{source}{where}: nested over {DEPTH_MAX} deep")
+
+
+def _each(
+    top: Object, name: str, read: Callable[[Field], T], key_of: Callable[[T], Hashable]
+) -> tuple[T, ...]:
+    """Read a list, and object to a second thing of the same key: one would silently win."""
+    seen: set[Hashable] = set()
+
+    def checked(field: Field) -> T:
+        value = read(field)
+        key = key_of(value)
+        if key in seen:
+            field.wrong(f"{key} is defined twice; keep one")
+        seen.add(key)
+        return value
+
+    return top.each(name, checked)
+
+
+def local_config_to_dict(store: Store) -> dict[str, Json]:
+    """Return the whole store in the form `parse_local_config` reads."""
+    return {
+        "workloads": [
+            {**workload_to_dict(workload), "services": _service_ports(workload)}
+            for workload in sorted(store.workloads.all(), key=lambda w: w.uid)
+        ],
+        "services": [
+            service_to_dict(service, store.services.endpoints(service))
+            for service in sorted(store.services.all(), key=lambda s: (s.hostname, s.namespace))
+        ],
+        "policies": [
+            policy_to_dict(policy) for policy in sorted(store.policies.all(), key=lambda p: p.key)
+        ],
+    }
+
+
+def workload_to_dict(workload: Workload) -> dict[str, Json]:
+    """Return a workload as the config dump shows it (dns-and-observability.md 4.1)."""
+    tunnel = workload.application_tunnel
+    optional: dict[str, Json] = {
+        "uid": workload.uid,
+        "trustDomain": workload.trust_domain,
+        "serviceAccount": workload.service_account,
+        "network": workload.network,
+        "workloadName": workload.workload_name,
+        "workloadType": workload.workload_type,
+        "canonicalName": workload.canonical_name,
+        "canonicalRevision": workload.canonical_revision,
+        "hostname": workload.hostname,
+        "node": workload.node,
+        "nativeTunnel": workload.native_tunnel,
+        "authorizationPolicies": list(workload.policies),
+        "locality": _locality_to_dict(workload.locality),
+        "services": list(workload.services),
+        "applicationTunnel": {"protocol": tunnel.protocol, "port": tunnel.port} if tunnel else None,
+        "waypoint": _gateway_to_dict(workload.waypoint),
+        "networkGateway": _gateway_to_dict(workload.network_gateway),
+    }
+    return {
+        "workloadIps": [str(ip) for ip in workload.ips],
+        "protocol": workload.protocol,
+        "networkMode": workload.network_mode,
+        "name": workload.name,
+        "namespace": workload.namespace,
+        "status": workload.health,
+        "clusterId": workload.cluster_id,
+        "capacity": workload.capacity,
+        **_without_empty(optional),
+    }
+
+
+def service_to_dict(service: Service, endpoints: Iterable[Workload]) -> dict[str, Json]:
+    """Return a service with `endpoints`, as the config dump shows it (4.2)."""
+    balancer = service.load_balancer
+    optional: dict[str, Json] = {
+        "cidrVips": [{"network": vip.network, "cidr": str(vip.cidr)} for vip in service.cidr_vips],
+        "waypoint": _gateway_to_dict(service.waypoint),
+        "weightedWaypoints": [
+            {"destination": _gateway_to_dict(choice.destination), "weight": choice.weight}
+            for choice in service.weighted_waypoints
+        ],
+        "loadBalancer": {
+            "routingPreferences": list(balancer.routing_preferences),
+            "mode": balancer.mode,
+            "healthPolicy": balancer.health_policy,
+        }
+        if balancer
+        else None,
+        "ipFamilies": service.ip_families,
+    }
+    return {
+        "name": service.name,
+        "namespace": service.namespace,
+        "hostname": service.hostname,
+        "vips": [str(vip) for vip in service.vips],
+        "ports": _ports_to_dict(service.ports),
+        "endpoints": {w.uid: endpoint_to_dict(w, service.key) for w in endpoints},
+        "subjectAltNames": list(service.subject_alt_names),
+        "canonical": service.canonical,
+        "visibility": service.visibility,
+        **_without_empty(optional),
+    }
+
+
+def endpoint_to_dict(workload: Workload, key: ServiceKey) -> dict[str, Json]:
+    """Return one endpoint of the service `key`, as the config dump shows it (4.2)."""
+    return {
+        "workloadUid": workload.uid,
+        "port": _ports_to_dict(workload.services.get(key, {})),
+        "status": workload.health,
+    }
+
+
+def policy_to_dict(policy: Policy) -> dict[str, Json]:
+    """Return a policy as the config dump shows it (4.3)."""
+    return {
+        "name": policy.name,
+        "namespace": policy.namespace,
+        "scope": policy.scope,
+        "action": policy.action,
+        "dryRun": policy.dry_run,
+        "rules": [
+            [[_match_to_dict(match) for match in clause] for clause in rule]
+            for rule in policy.rules
+        ],
+    }
+
+
+def _match_to_dict(match: Match) -> dict[str, Json]:
+    return _without_empty(
+        {
+            "namespaces": [_string_to_dict(m) for m in match.namespaces],
+            "notNamespaces": [_string_to_dict(m) for m in match.not_namespaces],
+            "principals": [_string_to_dict(m) for m in match.principals],
+            "notPrincipals": [_string_to_dict(m) for m in match.not_principals],
+            "serviceAccounts": [_account_to_dict(m) for m in match.service_accounts],
+            "notServiceAccounts": [_account_to_dict(m) for m in match.not_service_accounts],
+            "sourceIps": [str(cidr) for cidr in match.source_ips],
+            "notSourceIps": [str(cidr) for cidr in match.not_source_ips],
+            "destinationIps": [str(cidr) for cidr in match.destination_ips],
+            "notDestinationIps": [str(cidr) for cidr in match.not_destination_ips],
+            "destinationPorts": list(match.destination_ports),
+            "notDestinationPorts": list(match.not_destination_ports),
+        }
+    )
+
+
+def _string_to_dict(match: StringMatch) -> dict[str, Json]:
+    return {match.kind: [] if match.kind is MatchKind.PRESENCE else match.text}
+
+
+def _account_to_dict(match: ServiceAccountMatch) -> dict[str, Json]:
+    return {"namespace": match.namespace, "serviceAccount": match.service_account}
+
+
+def _gateway_to_dict(gateway: GatewayAddress | None) -> dict[str, Json] | None:
+    if gateway is None:
+        return None
+    return {"destination": str(gateway.destination), "hboneMtlsPort": gateway.hbone_mtls_port}
+
+
+def _locality_to_dict(locality: Locality) -> dict[str, Json]:
+    return _without_empty(
+        {"region": locality.region, "zone": locality.zone, "subzone": locality.subzone}
+    )
+
+
+def _service_ports(workload: Workload) -> dict[str, Json]:
+    return {key: _ports_to_dict(ports) for key, ports in workload.services.items()}
+
+
+def _ports_to_dict(ports: Mapping[Port, Port]) -> dict[str, Json]:
+    return {str(port): target for port, target in ports.items()}
+
+
+def _without_empty(fields: dict[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in fields.items() if value}
