@@ -1,0 +1,100 @@
+"""Waiting in the reactor for a TCP connect to end, without a task."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from ztunnel.errors import UnreachableError
+from ztunnel.transport.reactor import HUNG_UP, WRITABLE
+
+if TYPE_CHECKING:
+    from ztunnel.transport.reactor import Reactor
+
+CONNECT_SECONDS = 10.0  # `CONNECTION_TIMEOUT`, dataplane.md 1.4
+
+
+class Dialler(Protocol):
+    """Who wants to know how the connect ended."""
+
+    def on_connected(self, sock: socket.socket) -> None:
+        """Take the connected socket; it is still in the reactor, `hand_over` moves it on."""
+
+    def on_unreachable(self, error: UnreachableError) -> None:
+        """Learn why there is no connection; the socket is closed."""
+
+
+class Dial:
+    """One connect under way; ends in exactly one call to its dialler, or in `cancel`."""
+
+    __slots__ = ("_deadline", "_dialler", "_reactor", "sock")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        dialler: Dialler,
+        *,
+        seconds: float = CONNECT_SECONDS,
+    ) -> None:
+        self.sock = sock
+        self._dialler: Dialler | None = dialler
+        self._reactor = reactor
+        self._deadline = reactor.deadline(seconds, self._give_up)
+        reactor.register(sock, self)
+
+    def on_event(self, events: int) -> None:
+        """See whether the connect has ended."""
+        if self._dialler is None or not events & (WRITABLE | HUNG_UP):
+            return
+        try:
+            self.sock.getpeername()
+        except OSError:
+            if not self._has_answer():
+                return
+        dialler = self._dialler
+        self._dialler = None
+        self._deadline.cancel()
+        dialler.on_connected(self.sock)
+
+    def cancel(self) -> None:
+        """Give up without telling the dialler."""
+        if self._dialler is not None:
+            self._dialler = None
+            self._close()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the dialler of a bug of ours, so that it can let go of its own end."""
+        self._end(UnreachableError(f"internal error: {error}"))
+
+    def _has_answer(self) -> bool:
+        """Tell whether a peer that is gone already has left something to read.
+
+        Peeking, unlike SO_ERROR, leaves the reset for whoever reads what lies before it.
+        """
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False  # still under way
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                text = os.strerror(error.errno or 0)
+                self._end(UnreachableError(f"{text} (os error {error.errno})"))
+            return False
+
+    def _give_up(self) -> None:
+        self._end(UnreachableError("connection timed out"))
+
+    def _end(self, error: UnreachableError) -> None:
+        dialler = self._dialler
+        if dialler is not None:
+            self._dialler = None
+            self._close()
+            dialler.on_unreachable(error)
+
+    def _close(self) -> None:
+        self._deadline.cancel()
+        self._reactor.forget(self.sock)
+        self.sock.close()

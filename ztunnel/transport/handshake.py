@@ -1,0 +1,75 @@
+"""Driving a TLS handshake over a non-blocking socket; the caller sets the deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.errors import TlsError, UnreachableError
+from ztunnel.tls.handshake import Handshake
+
+if TYPE_CHECKING:
+    from ztunnel.tls.context import TlsContext
+    from ztunnel.tls.handshake import Established
+
+READ_BYTES = 16 * 1024
+
+
+async def secure(sock: socket.socket, context: TlsContext, *, server_side: bool) -> Established:
+    """Shake hands on a connected socket, which stays the caller's to close.
+
+    Raises:
+        TlsError: the handshake failed or the peer left in the middle; an alert has been sent.
+    """
+    handshake = Handshake(context, server_side=server_side)
+    data = b""
+    try:
+        while True:
+            await _send(sock, handshake.receive(data))
+            if handshake.done:
+                return handshake.finish()
+            data = await _receive(sock)
+    except TlsError:
+        # Best effort: the peer may be gone, and the error itself says what matters.
+        with contextlib.suppress(OSError):
+            sock.send(handshake.data_to_send())
+        raise
+    except OSError as error:
+        raise TlsError(f"tls handshake error: {error.strerror}") from error
+
+
+async def connected(sock: socket.socket) -> None:
+    """Wait for a connect under way to end well.
+
+    Raises:
+        UnreachableError: it did not; the message is the kernel's.
+    """
+    await trio.lowlevel.wait_writable(sock)
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise UnreachableError(f"{os.strerror(code)} (os error {code})")
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    while True:
+        try:
+            data = sock.recv(READ_BYTES)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+            continue
+        if not data:
+            raise TlsError("tls handshake error: peer closed the connection")
+        return data
+
+
+async def _send(sock: socket.socket, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[sock.send(left) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)

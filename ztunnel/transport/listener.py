@@ -1,0 +1,106 @@
+"""Accepting connections in the reactor, slowing down when the machine is out of resources."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+from ztunnel.model.network import Endpoint
+from ztunnel.telemetry.log import get
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ztunnel.transport.reactor import Deadline, Reactor
+
+log = get("transport")
+
+ACCEPTS_PER_TURN = 64
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+BACK_OFF_FIRST_SECONDS = 0.25
+BACK_OFF_MOST_SECONDS = 4.0
+
+
+class Listener:
+    """A listening socket in the reactor; every accepted socket goes to `accepted` with its peer.
+
+    Linux hands on pending network errors of the new connection through `accept`; those are skipped.
+    Running out of descriptors or memory pauses accepting with a growing delay: connections wait in
+    the kernel's queue meanwhile, and the loop does not spin (dataplane.md 17.8).
+    """
+
+    __slots__ = ("_accepted", "_delay", "_pause", "_reactor", "component", "pauses", "sock")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        accepted: Callable[[socket.socket, Endpoint], None],
+        *,
+        component: str,
+    ) -> None:
+        self.sock = sock
+        self.component = component
+        self.pauses = 0
+        self._accepted = accepted
+        self._reactor = reactor
+        self._delay = BACK_OFF_FIRST_SECONDS
+        self._pause: Deadline | None = None
+        reactor.register(sock, self)
+
+    @property
+    def address(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint.of(self.sock.getsockname())
+
+    def on_event(self, events: int) -> None:  # noqa: ARG002 - any event means: try to accept
+        """Accept what waits, a bounded number per turn."""
+        if self._pause is not None or self.sock.fileno() < 0:
+            return
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = self.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    self._slow_down(error)
+                    return
+                log.debug("accept failed", component=self.component, error=str(error))
+                continue
+            self._delay = BACK_OFF_FIRST_SECONDS
+            try:
+                sock.settimeout(0)  # non-blocking
+                self._accepted(sock, Endpoint.of(address))
+            except Exception:
+                sock.close()
+                raise
+        self._reactor.again(self)
+
+    def close(self) -> None:
+        """Stop accepting and give the port back."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._reactor.forget(self.sock)
+        self.sock.close()
+
+    def fail(self, error: Exception) -> None:
+        """Carry on: one connection's failure must not close the door for all."""
+        log.error("accepted connection was dropped", component=self.component, error=str(error))
+        self._reactor.again(self)
+
+    def _slow_down(self, error: OSError) -> None:
+        self.pauses += 1
+        log.warning(
+            "accepting slowly",
+            component=self.component,
+            error=str(error),
+            retry_seconds=self._delay,
+        )
+        self._pause = self._reactor.deadline(self._delay, self._resume)
+        self._delay = min(self._delay * 2, BACK_OFF_MOST_SECONDS)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._reactor.again(self)

@@ -1,0 +1,306 @@
+"""HBONE connections of one workload, shared by streams that go to the same peer (dataplane.md 6.3).
+
+A key names everything that must be equal for two streams to share a connection: who we are, whom we
+accept as the peer, where it is, and the address of the application that speaks. One dial per key is
+under way at a time and everyone who waits shares its outcome; a failure is remembered for a moment,
+so that a black hole costs its callers one dial and not one each (dataplane.md 17.1 and 17.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from ztunnel.errors import (
+    DrainError,
+    LimitError,
+    PeerTimeoutError,
+    UnreachableError,
+    ZtunnelError,
+)
+from ztunnel.telemetry.log import get
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ztunnel.decide.authorize import Permit
+    from ztunnel.model.identity import Identity
+    from ztunnel.model.network import Endpoint, IpAddress
+    from ztunnel.transport.reactor import Reactor
+    from ztunnel.transport.tunnel import Tunnel
+    from ztunnel.wire.hbone.events import RequestReceived
+
+log = get("transport")
+
+NEGATIVE_SECONDS = 0.5
+"""How long a failed dial answers for later callers; short, as peers come up at any moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """What two streams must have in common to share a connection."""
+
+    source: Identity
+    expected: tuple[Identity, ...]
+    peer: Endpoint
+    source_ip: IpAddress | None
+
+
+class TunnelDial(Protocol):
+    """Makes a tunnel: TCP, TLS, identity check. Raises ZtunnelError."""
+
+    async def __call__(self, key: PoolKey, permit: Permit, owner: Pool) -> Tunnel:
+        """Dial; the tunnel has been started and its settings may still be on the way."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One dial and everyone who waits for it."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    tunnel: Tunnel | None = None
+    error: ZtunnelError | None = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What the pool knows about one key."""
+
+    tunnels: list[Tunnel] = field(default_factory=list)
+    attempt: _Attempt | None = None
+    failed_until: float = 0.0
+    failure: ZtunnelError | None = None
+
+
+class Pool:
+    """The tunnels of one workload; also their owner."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        dial: TunnelDial,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        *,
+        streams_per_tunnel: int,
+        idle_seconds: float,
+        dial_seconds: float,
+    ) -> None:
+        self._reactor = reactor
+        self._dial = dial
+        self._spawn = spawn
+        self._streams_per_tunnel = streams_per_tunnel
+        self._idle_seconds = idle_seconds
+        self._dial_seconds = dial_seconds
+        self._entries: dict[PoolKey, _Entry] = {}
+        self._keys: dict[Tunnel, PoolKey] = {}
+        self._ready: dict[Tunnel, trio.Event] = {}
+        self._leaving: set[Tunnel] = set()  # the peer takes no more streams; some go on
+        self._watched: set[Tunnel] = set()  # an idle timer is running
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, key: PoolKey) -> Tunnel | None:
+        """Give a usable tunnel with room for a stream, if there is one. O(tunnels of the key)."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            for tunnel in entry.tunnels:
+                if self._has_room(tunnel):
+                    return tunnel
+        return None
+
+    async def checkout(self, key: PoolKey, permit: Permit) -> Tunnel:
+        """Give a usable tunnel, dialling if need be.
+
+        Raises:
+            ZtunnelError: the dial failed; everyone who waited for it gets the same error.
+        """
+        while True:
+            tunnel = self.get(key)
+            if tunnel is not None:
+                await trio.lowlevel.checkpoint()
+                # Whoever ran meanwhile may have taken the last place.
+                if self._has_room(tunnel):
+                    return tunnel
+                continue
+            attempt = self._attempt(key, permit)
+            await attempt.done.wait()
+            if attempt.error is not None:
+                raise attempt.error
+            assert attempt.tunnel is not None
+            if self._has_room(attempt.tunnel):
+                return attempt.tunnel
+
+    def drain(self) -> None:
+        """Send no new streams; each tunnel closes when its last stream ends."""
+        self._closed = True
+        for tunnel in list(self._keys):
+            tunnel.drain()
+
+    def close(self) -> None:
+        """Close every tunnel now."""
+        self._closed = True
+        for tunnel in [*self._keys, *self._leaving]:
+            tunnel.close(DrainError("connection closed due to connection drain"))
+
+    # Tunnels call these.
+
+    def on_settings(self, tunnel: Tunnel) -> None:
+        """Let those go who wait for the tunnel to be usable."""
+        event = self._ready.pop(tunnel, None)
+        if event is not None:
+            event.set()
+
+    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        """Refuse: a server does not open streams (RFC 9113 s8.4)."""
+        tunnel.core.reset(request.stream, 1)
+        tunnel.flush_later()
+
+    def on_goaway(self, tunnel: Tunnel) -> None:
+        """Use the tunnel no more; close it when its streams have ended."""
+        if tunnel in self._keys:
+            self._remove(tunnel)
+            self._leaving.add(tunnel)
+        if not tunnel.core.streams:
+            self._reactor.deadline(0, tunnel.close)
+
+    def on_released(self, tunnel: Tunnel) -> None:
+        """Close a tunnel that has been left, or after it has been idle for long."""
+        if tunnel.core.streams or tunnel.closed:
+            return
+        if tunnel not in self._keys:
+            self._reactor.deadline(0, tunnel.close)
+        else:
+            self._watch(tunnel)
+
+    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
+        """Forget the tunnel."""
+        self._remove(tunnel)
+        self._leaving.discard(tunnel)
+        self.on_settings(tunnel)
+
+    # Dialling.
+
+    def _attempt(self, key: PoolKey, permit: Permit) -> _Attempt:
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.attempt is None:
+            attempt = _Attempt()
+            if self._closed:
+                attempt.error = DrainError("pool draining")
+                attempt.done.set()
+                return attempt
+            if entry.failure is not None and trio.current_time() < entry.failed_until:
+                attempt.error = entry.failure
+                attempt.done.set()
+                return attempt
+            entry.attempt = attempt
+            self._spawn(lambda: self._carry_out(key, permit, entry, attempt))
+        return entry.attempt
+
+    async def _carry_out(
+        self, key: PoolKey, permit: Permit, entry: _Entry, attempt: _Attempt
+    ) -> None:
+        attempt.error = DrainError("pool draining")  # what a cancelled dial leaves behind
+        try:
+            with trio.fail_after(self._dial_seconds):
+                tunnel = await self._dial(key, permit, self)
+                await self._usable(tunnel)
+            self._take_in(key, entry, tunnel)
+            attempt.tunnel, attempt.error = tunnel, None
+            entry.failure = None
+        except trio.TooSlowError:
+            attempt.error = PeerTimeoutError(
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port "
+                f"{key.peer.port}: no tunnel to {key.peer} within {self._dial_seconds:g}s"
+            )
+        except ZtunnelError as error:
+            attempt.error = error
+        except OSError as error:
+            attempt.error = UnreachableError(f"io error: {error.strerror}")
+        except Exception as error:  # the boundary of one dial: its callers end, and nobody else
+            log.exception("dialling a tunnel failed unexpectedly", peer=str(key.peer))
+            attempt.error = UnreachableError(f"internal error: {error}")
+        finally:
+            if attempt.error is not None:
+                entry.failure = attempt.error
+                entry.failed_until = trio.current_time() + NEGATIVE_SECONDS
+                self._reactor.deadline(NEGATIVE_SECONDS, lambda: self._tidy(key))
+            entry.attempt = None
+            attempt.done.set()
+
+    async def _usable(self, tunnel: Tunnel) -> None:
+        """Wait for the peer's settings: only then is its limit of streams known (17.5)."""
+        if tunnel.core.settings_received or tunnel.closed:
+            await trio.lowlevel.checkpoint()
+        else:
+            event = self._ready[tunnel] = trio.Event()
+            try:
+                await event.wait()
+            finally:
+                self._ready.pop(tunnel, None)
+                if not tunnel.core.settings_received:
+                    tunnel.close()
+        if tunnel.closed:
+            raise tunnel.closed_because or DrainError("pool draining")
+
+    def _take_in(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
+        """Own a tunnel that is up, unless it is of no use to anybody.
+
+        Otherwise a peer that says GOAWAY at once, or takes no streams, would be dialled for ever.
+        """
+        if self._closed or not self._has_room(tunnel):
+            tunnel.close()
+            if self._closed:
+                raise DrainError("pool draining")
+            raise LimitError(f"{key.peer} takes no streams")
+        entry.tunnels.append(tunnel)
+        self._keys[tunnel] = key
+        self._watch(tunnel)
+
+    # Keeping house.
+
+    def _has_room(self, tunnel: Tunnel) -> bool:
+        core = tunnel.core
+        limit = min(self._streams_per_tunnel, core.peer_max_concurrent_streams)
+        return tunnel.accepts_streams and len(core.streams) < limit
+
+    def _remove(self, tunnel: Tunnel) -> None:
+        key = self._keys.pop(tunnel, None)
+        if key is not None:
+            self._entries[key].tunnels.remove(tunnel)
+            self._tidy(key)
+
+    def _tidy(self, key: PoolKey) -> None:
+        """Forget a key that has nothing left to remember (17.7)."""
+        entry = self._entries.get(key)
+        if (
+            entry is not None
+            and not entry.tunnels
+            and entry.attempt is None
+            and trio.current_time() >= entry.failed_until
+        ):
+            del self._entries[key]
+
+    def _watch(self, tunnel: Tunnel) -> None:
+        """Run one timer for a tunnel, whatever comes and goes on it.
+
+        So a busy tunnel costs no timer per stream, and one that falls idle lives for at least the
+        idle time and at most twice as long.
+        """
+        if tunnel not in self._watched:
+            self._watched.add(tunnel)
+            opened = tunnel.opened
+            self._reactor.deadline(self._idle_seconds, lambda: self._close_idle(tunnel, opened))
+
+    def _close_idle(self, tunnel: Tunnel, opened: int) -> None:
+        self._watched.discard(tunnel)
+        if tunnel.core.streams or tunnel not in self._keys:
+            return
+        if tunnel.opened == opened:
+            self._remove(tunnel)
+            tunnel.close()
+        else:
+            self._watch(tunnel)

@@ -1,0 +1,180 @@
+"""Joining two plain sockets: traffic that passes through, in the clear on both sides.
+
+As in `relay`, nothing is async: what one socket does not take is kept, and nothing more is read
+from the other until it has gone, so a slow reader holds its own sender only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ztunnel.errors import PeerError
+from ztunnel.linux.sockopt import reset_on_close
+from ztunnel.transport.buffers import PLAIN_VIEW, UNIT_FIRST, grown
+from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
+from ztunnel.transport.sockets import GONE
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ztunnel.errors import ZtunnelError
+    from ztunnel.transport.reactor import Reactor
+
+READS_PER_TURN = 4  # performance.md 11
+
+
+class SocketSide:
+    """One socket of a pair: what it receives goes to its peer side."""
+
+    __slots__ = (
+        "_hung_up",
+        "_pair",
+        "_pending",
+        "_readable",
+        "ended",
+        "moved_bytes",
+        "peer",
+        "sock",
+        "unit",
+    )
+
+    def __init__(self, pair: SocketRelay, sock: socket.socket) -> None:
+        self.sock = sock
+        self.peer: SocketSide = self  # the pair joins the two
+        self.moved_bytes = 0  # received here and taken by the peer's socket
+        self.ended = False  # a FIN came and was passed on
+        self.unit = UNIT_FIRST
+        self._pair = pair
+        self._pending: memoryview | None = None  # received here, not yet taken by the peer
+        self._readable = self._hung_up = False
+
+    def on_event(self, events: int) -> None:
+        """Move what can be moved, both ways."""
+        if self._pair.over:
+            return
+        if events & WRITABLE:
+            self.peer.resume()
+        if events & HUNG_UP:
+            self._hung_up = True
+        if events & (READABLE | HUNG_UP):
+            self._readable = True
+            self.pump()
+
+    def fail(self, error: Exception) -> None:
+        """End because of a bug of ours."""
+        self._pair.cut(PeerError(f"internal error: {error}"))
+
+    def resume(self) -> None:
+        """Send what the peer's socket did not take before, then go on."""
+        if self._pending is not None and self._send(self._pending):
+            self.pump()
+
+    def pump(self) -> None:
+        """Read here and send there until one of the two would block, or the turn's share is used."""
+        for _ in range(READS_PER_TURN):
+            if not self._readable or self.ended or self._pending is not None or self._pair.over:
+                return
+            try:
+                size = self.sock.recv_into(PLAIN_VIEW, self.unit)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError as error:
+                self._pair.aborted(error)
+                return
+            if not size:
+                self._pass_on_end()
+                return
+            if size < self.unit and not self._hung_up:
+                self._readable = False
+            self.unit = grown(self.unit, size)
+            self._send(PLAIN_VIEW[:size])
+        self._pair.reactor.again(self)
+
+    def _send(self, data: memoryview) -> bool:
+        try:
+            sent = self.peer.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._pair.aborted(error)
+            return False
+        self.moved_bytes += sent
+        if sent == len(data):
+            self._pending = None
+            return True
+        # `data` may lie in the shared buffer: keep a copy of what is left.
+        self._pending = memoryview(bytes(data[sent:]))
+        return False
+
+    def _pass_on_end(self) -> None:
+        self.ended = True
+        try:
+            self.peer.sock.shutdown(1)
+        except OSError as error:
+            if error.errno not in GONE:
+                self._pair.aborted(error)
+                return
+        self._pair.finish_if_done()
+
+
+class SocketRelay:
+    """Two plain sockets joined: `downstream` called us, `upstream` is whom we called."""
+
+    __slots__ = ("_ended", "downstream", "reactor", "upstream")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        downstream: socket.socket,
+        upstream: socket.socket,
+        ended: Callable[[ZtunnelError | None], None],
+    ) -> None:
+        self.reactor = reactor
+        self._ended: Callable[[ZtunnelError | None], None] | None = ended
+        self.downstream = SocketSide(self, downstream)
+        self.upstream = SocketSide(self, upstream)
+        self.downstream.peer = self.upstream
+        self.upstream.peer = self.downstream
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._ended is None
+
+    @property
+    def sent_bytes(self) -> int:
+        """Return the bytes moved from downstream to upstream."""
+        return self.downstream.moved_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """Return the bytes moved from upstream to downstream."""
+        return self.upstream.moved_bytes
+
+    def cut(self, error: ZtunnelError) -> None:
+        """End both sides now, as aborts."""
+        self._end(error, abort=True)
+
+    def aborted(self, error: OSError) -> None:
+        """One side reset or vanished: the other side sees the same, which is not a failure."""
+        gone = error.errno in GONE
+        self._end(None if gone else PeerError(f"io error: {error.strerror}"), abort=True)
+
+    def finish_if_done(self) -> None:
+        """End in good order when both directions have."""
+        if self.downstream.ended and self.upstream.ended:
+            self._end(None, abort=False)
+
+    def _end(self, error: ZtunnelError | None, *, abort: bool) -> None:
+        ended = self._ended
+        if ended is None:
+            return
+        self._ended = None
+        for side in (self.downstream, self.upstream):
+            if abort:
+                reset_on_close(side.sock)
+            self.reactor.forget(side.sock)
+            side.sock.close()
+        ended(error)

@@ -1,0 +1,483 @@
+"""One HBONE connection in the reactor: records outside, `wire.hbone` inside.
+
+The tunnel owns the socket, the record layer and the HTTP/2 core; everything about it is plain data
+(architecture.md decision 4). A stream belongs to its `owner`, which learns of each thing that
+happens to it by a plain call and never waits. Bytes go out in two ways: small frames gather in the
+core and leave in one record at the end of the turn, bulk leaves at once behind them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ztunnel.errors import LimitError, PeerError, TlsError, TunnelError, ZtunnelError
+from ztunnel.transport.buffers import (
+    PLAIN_VIEW,
+    RECEIVE_VIEW,
+    SEND,
+    SEND_VIEW,
+    UNIT_FIRST,
+    grown,
+)
+from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
+from ztunnel.wire.hbone import events as happened
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ztunnel.model.identity import Identity
+    from ztunnel.model.network import Endpoint
+    from ztunnel.tls.certificate import WorkloadCertificate
+    from ztunnel.tls.records import RecordLayer
+    from ztunnel.transport.reactor import Reactor
+    from ztunnel.wire.hbone.connection import HboneConnection
+    from ztunnel.wire.hbone.events import Headers
+    from ztunnel.wire.hbone.stream import Stream
+
+READS_PER_TURN = 4  # performance.md 11
+PING_SECONDS = 10.0  # dataplane.md 6.5
+PING_TICKS_TO_LIVE = 2  # no sign of life for this many further ticks: 20 s
+PING_PAYLOAD = b"ztunnel\0"
+H2_NO_ERROR = 0
+H2_CANCEL = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelFacts:
+    """What the handshake settled."""
+
+    local: Endpoint
+    remote: Endpoint
+    peer: Identity | None
+    peer_not_after: float  # Unix seconds
+    certificate: WorkloadCertificate  # ours
+    cipher: str
+    version: str
+
+
+class Resumable(Protocol):
+    """A relay that wants to send more when the tunnel can."""
+
+    def pump(self) -> None:
+        """Go on sending."""
+
+
+class TunnelOwner(Protocol):
+    """Who answers for a whole tunnel: the pool on our side, the inbound room on the other."""
+
+    def on_settings(self, tunnel: Tunnel) -> None:
+        """Note that the peer's settings have arrived: the tunnel is usable."""
+
+    def on_request(self, tunnel: Tunnel, request: happened.RequestReceived) -> None:
+        """Serve a new stream."""
+
+    def on_goaway(self, tunnel: Tunnel) -> None:
+        """Note that the peer takes no further streams."""
+
+    def on_released(self, tunnel: Tunnel) -> None:
+        """Note that a stream has ended."""
+
+    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:
+        """Note that the connection has ended; `error` None means in good order."""
+
+
+class StreamOwner(Protocol):
+    """Who answers for one stream."""
+
+    def on_response(self, event: happened.ResponseReceived) -> None:
+        """Take the answer to our CONNECT."""
+
+    def on_data(self, event: happened.DataReceived) -> None:
+        """Take bytes; the views in `event` are valid during the call only."""
+
+    def on_end(self) -> None:
+        """Note that the peer has finished sending."""
+
+    def on_reset(self, code: int) -> None:
+        """Note that the peer has aborted the stream."""
+
+    def on_window(self) -> None:
+        """Note that more may be sent on this stream."""
+
+    def on_lost(self, error: ZtunnelError) -> None:
+        """Note that the connection is gone."""
+
+
+class Tunnel:
+    """An established HBONE connection, either end."""
+
+    __slots__ = (
+        "_closed",
+        "_dirty",
+        "_draining",
+        "_heard",
+        "_held",
+        "_hung_up",
+        "_owner",
+        "_pending",
+        "_reactor",
+        "_records",
+        "_silent_ticks",
+        "_unit",
+        "_waiting",
+        "closed_because",
+        "core",
+        "facts",
+        "opened",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        records: RecordLayer,
+        core: HboneConnection,
+        owner: TunnelOwner,
+        facts: TunnelFacts,
+    ) -> None:
+        self.sock = sock
+        self.core = core
+        self.facts = facts
+        self.closed_because: ZtunnelError | None = None
+        self.opened = 0  # streams, in all its life
+        self._reactor = reactor
+        self._records = records
+        self._owner = owner
+        self._held = b""  # the first part of a record whose rest has not come
+        self._pending: memoryview | None = None  # sealed bytes that the socket did not take
+        self._waiting: dict[Resumable, None] = {}  # in order of arrival
+        self._unit = UNIT_FIRST
+        self._hung_up = self._dirty = self._closed = self._draining = False
+        self._heard = True
+        self._silent_ticks = 0
+
+    def start(self, leftover: bytes) -> None:
+        """Begin to serve; `leftover` is what came behind the handshake."""
+        self._reactor.register(self.sock, self)
+        self._reactor.deadline(PING_SECONDS, self._ping_tick)
+        self.flush_later()
+        if leftover:
+            RECEIVE_VIEW[: len(leftover)] = leftover
+            self._digest(len(leftover))
+
+    # What others may ask.
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._closed
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the socket takes no more for now."""
+        return self._pending is not None
+
+    @property
+    def accepts_streams(self) -> bool:
+        """Whether a new stream may be opened."""
+        return not (self._closed or self._draining or self.core.draining or self._records.retire)
+
+    def open(self, headers: Headers, owner: StreamOwner) -> Stream:
+        """Open a stream with a request; the answer comes to `owner`.
+
+        Raises:
+            LimitError: the peer takes no further stream, now or ever.
+        """
+        if not self.accepts_streams:
+            raise LimitError("the HBONE connection takes no more streams")
+        stream = self.core.open(headers)
+        stream.owner = owner
+        self.opened += 1
+        self.flush_later()
+        return stream
+
+    def wait(self, relay: Resumable) -> None:
+        """Have `relay.pump` called when the socket or the connection window has room again."""
+        self._waiting[relay] = None
+
+    def forget(self, relay: Resumable) -> None:
+        """Drop a relay that waits no more."""
+        self._waiting.pop(relay, None)
+
+    def flush_later(self) -> None:
+        """Send what the core has gathered at the end of this turn."""
+        if not self._dirty:
+            self._dirty = True
+            self._reactor.flush_later(self)
+
+    def send_frames(self, size: int) -> None:
+        """Seal and send `size` bytes of whole frames that lie in `SEND`, behind what waits."""
+        core = self.core
+        if core.control:
+            control, core.control = core.control, bytearray()
+            before = bytes(self._records.seal_small(control))
+            sealed = self._records.seal_bulk(SEND, SEND_VIEW, size)
+            self._transmit(before, sealed)
+        else:
+            self._transmit(b"", self._records.seal_bulk(SEND, SEND_VIEW, size))
+
+    def released(self) -> None:
+        """Note that a stream is done with; closes a draining tunnel after its last one."""
+        self.flush_later()
+        if self._draining and not self.core.streams:
+            self._reactor.deadline(0, self._close_drained)
+        self._owner.on_released(self)
+
+    def drain(self) -> None:
+        """Take no new streams, tell the peer in two steps, close when the last stream ends."""
+        if self._draining or self._closed:
+            return
+        self._draining = True
+        self.core.begin_drain()
+        self.flush_later()
+        if not self.core.streams:
+            self._reactor.deadline(0, self._close_drained)
+
+    # The reactor calls these.
+
+    def on_event(self, events: int) -> None:
+        """Move what can be moved."""
+        if self._closed:
+            return
+        if events & WRITABLE and self._pending is not None:
+            self._send_pending()
+        if events & HUNG_UP:
+            self._hung_up = True
+        if events & (READABLE | HUNG_UP) and not self._closed:
+            self._read()
+
+    def flush(self) -> None:
+        """Send control and small frames in one record."""
+        self._dirty = False
+        if self._pending is not None or self._closed:
+            return
+        core = self.core
+        if core.control:
+            control, core.control = core.control, bytearray()
+            self._transmit(b"", self._records.seal_small(control))
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of a bug of ours."""
+        self.close(TunnelError(f"internal error: {error}", code=2))
+
+    def close(self, error: ZtunnelError | None = None) -> None:
+        """End the connection now; every live stream is lost."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        self.closed_because = error
+        if self._pending is None:
+            self._say_goodbye(error)
+        self._reactor.forget(self.sock)
+        self.sock.close()
+        self._waiting.clear()
+        lost = error or PeerError("connection closed by the peer")
+        for stream in list(self.core.streams.values()):
+            if stream.owner is not None:
+                stream.owner.on_lost(lost)
+        self._owner.on_closed(self, error)
+
+    # Receiving.
+
+    def _read(self) -> None:
+        for _ in range(READS_PER_TURN):
+            held = len(self._held)
+            if held:
+                RECEIVE_VIEW[:held] = self._held
+            unit = self._unit
+            try:
+                size = self.sock.recv_into(RECEIVE_VIEW[held:], unit)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.close(PeerError(f"io error: {error.strerror}"))
+                return
+            if not size:
+                self._on_eof()
+                return
+            self._heard = True
+            self._unit = grown(unit, size)
+            self._digest(held + size)
+            if self._closed or (size < unit and not self._hung_up):
+                return  # a short read means drained, unless an end is queued behind the data
+        self._reactor.again(self)
+
+    def _digest(self, size: int) -> None:
+        records = self._records
+        try:
+            consumed, produced = records.open(RECEIVE_VIEW[:size], PLAIN_VIEW)
+        except TlsError as error:
+            self._held = b""
+            self.close(error)
+            return
+        self._held = bytes(RECEIVE_VIEW[consumed:size]) if consumed < size else b""
+        if produced:
+            self._take(produced)
+        if self._closed:
+            return
+        reply = records.take_reply()
+        if reply:
+            self._send_sealed(bytes(reply))
+        if records.closed and not self._closed:
+            self.close(self._end_reason())
+
+    def _take(self, size: int) -> None:
+        core = self.core
+        broken: TunnelError | None = None
+        try:
+            events = core.receive(PLAIN_VIEW[:size])
+        except TunnelError as error:
+            broken, events = error, []
+        if core.control:
+            self.flush_later()
+        for event in events:
+            self._DISPATCH[type(event)](self, event)
+            if self._closed:
+                return
+        if broken is not None:
+            self.close(broken)
+
+    def _on_eof(self) -> None:
+        # Without close_notify this is a truncation; with streams open they are cut, not finished.
+        self.close(self._end_reason())
+
+    def _end_reason(self) -> ZtunnelError | None:
+        if self.core.streams:
+            return PeerError("peer closed the connection with streams open")
+        return None
+
+    # Sending.
+
+    def _transmit(self, before: bytes, sealed: bytes | memoryview) -> None:
+        try:
+            sent = self.sock.sendmsg((before, sealed)) if before else self.sock.send(sealed)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._send_failed(error)
+            return
+        total = len(before) + len(sealed)
+        if sent < total:
+            self._pending = memoryview(before + bytes(sealed))[sent:]
+
+    def _send_sealed(self, sealed: bytes) -> None:
+        if self._pending is None:
+            self._transmit(b"", sealed)
+        else:
+            self._pending = memoryview(bytes(self._pending) + sealed)
+
+    def _send_pending(self) -> None:
+        pending = self._pending
+        assert pending is not None
+        try:
+            sent = self.sock.send(pending)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._send_failed(error)
+            return
+        if sent < len(pending):
+            self._pending = pending[sent:]
+            return
+        self._pending = None
+        self.flush()
+        self._wake()
+
+    def _send_failed(self, error: OSError) -> None:
+        # Not closed here: the caller is in the middle of a stream's work. Next turn.
+        self._pending = memoryview(b"\0")
+        reason = PeerError(f"io error: {error.strerror}")
+        self._reactor.deadline(0, lambda: self.close(reason))
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for relay in waiting:
+            relay.pump()
+
+    def _say_goodbye(self, error: ZtunnelError | None) -> None:
+        alert = error.alert if isinstance(error, TlsError) else b""
+        try:
+            self.sock.send(alert or self._records.close_notify())
+        except OSError:
+            return  # the peer is gone or does not read: nobody to say it to
+
+    # Events of the core.
+
+    def _on_data(self, event: happened.DataReceived) -> None:
+        owner = event.stream.owner
+        if owner is not None:
+            owner.on_data(event)
+
+    def _on_stream_end(self, event: happened.StreamEnded) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_end()
+
+    def _on_stream_reset(self, event: happened.StreamReset) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_reset(event.code)
+
+    def _on_response(self, event: happened.ResponseReceived) -> None:
+        if event.stream.owner is not None:
+            event.stream.owner.on_response(event)
+
+    def _on_request(self, event: happened.RequestReceived) -> None:
+        self._owner.on_request(self, event)
+
+    def _on_window(self, event: happened.WindowOpened) -> None:
+        if event.stream is None:
+            if self._pending is None:
+                self._wake()
+        elif event.stream.owner is not None:
+            event.stream.owner.on_window()
+
+    def _on_settings(self, event: happened.SettingsReceived) -> None:  # noqa: ARG002
+        self._owner.on_settings(self)
+
+    def _on_goaway(self, event: happened.GoawayReceived) -> None:  # noqa: ARG002
+        self._owner.on_goaway(self)
+
+    def _on_pong(self, event: happened.PingAcknowledged) -> None:
+        if self._draining and event.payload != PING_PAYLOAD:
+            self.core.finish_drain()
+            self.flush_later()
+
+    # Keeping alive.
+
+    def _ping_tick(self) -> None:
+        if self._closed:
+            return
+        if self._heard:
+            self._heard = False
+            self._silent_ticks = 0
+        else:
+            self._silent_ticks += 1
+            if self._silent_ticks > PING_TICKS_TO_LIVE:
+                self.close(PeerError("HBONE ping timeout"))
+                return
+            if self._silent_ticks == 1:
+                self.core.ping(PING_PAYLOAD)
+                self.flush()
+                self._records.park()
+        self._reactor.deadline(PING_SECONDS, self._ping_tick)
+
+    def _close_drained(self) -> None:
+        if self._pending is not None:
+            self._reactor.deadline(0, self._close_drained)
+        elif not self.core.streams:
+            self.close()
+
+    _DISPATCH: ClassVar[dict[type, Callable[[Tunnel, Any], None]]] = {
+        happened.DataReceived: _on_data,
+        happened.StreamEnded: _on_stream_end,
+        happened.StreamReset: _on_stream_reset,
+        happened.ResponseReceived: _on_response,
+        happened.RequestReceived: _on_request,
+        happened.WindowOpened: _on_window,
+        happened.SettingsReceived: _on_settings,
+        happened.GoawayReceived: _on_goaway,
+        happened.PingAcknowledged: _on_pong,
+    }
