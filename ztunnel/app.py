@@ -1,0 +1,403 @@
+"""The composition root: makes every collaborator once, owns the root nursery, drains on SIGTERM.
+
+Order of start (dataplane.md 10.5): readiness first, then the state, then pods; a pod's connections
+are not taken before the state is there. Order of end: listeners close, peers are told, connections
+finish within the deadline, then everything is cancelled.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import resource
+import signal
+import socket
+import ssl
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.admin.config_dump import (
+    ListSection,
+    MapSection,
+    Section,
+    certificate_to_dict,
+    constant,
+    pod_to_dict,
+)
+from ztunnel.admin.readiness import (
+    PROXY,
+    STATE_MANAGER,
+    WORKLOAD_MANAGER,
+    Readiness,
+)
+from ztunnel.admin.server import (
+    admin_routes,
+    listen,
+    listen_on_loopback,
+    readiness_routes,
+    serve,
+    stats_routes,
+)
+from ztunnel.config import READINESS_PORT, Config
+from ztunnel.decide.classify import illegal_ports
+from ztunnel.errors import ConfigError, PrivilegeError, ResourceError
+from ztunnel.identity.dev_ca import DevelopmentCa, DevelopmentIssuer, wall_clock
+from ztunnel.identity.manager import CertificateManager
+from ztunnel.inpod.manager import PodManager, ServedPod, socket_factory
+from ztunnel.inpod.zds import AgentLink, LinkState
+from ztunnel.linux import sockopt
+from ztunnel.linux.netns import PodNetns
+from ztunnel.model.settings import ProxyMode
+from ztunnel.proxy.context import NodeContext, Places
+from ztunnel.proxy.workload_proxy import WorkloadProxy
+from ztunnel.state.store import Store, Update
+from ztunnel.telemetry.access_log import AccessLog
+from ztunnel.telemetry.log import PIPELINE, get
+from ztunnel.telemetry.metrics import Metrics
+from ztunnel.tls.context import TlsContexts
+from ztunnel.transport.reactor import Reactor
+from ztunnel.wire.hbone.settings import HboneSettings
+from ztunnel.wire.zds import PodInfo
+from ztunnel.xds.local import (
+    local_config_to_dict,
+    parse_local_config,
+    policy_to_dict,
+    service_to_dict,
+    workload_to_dict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ztunnel.model.policy import Policy
+    from ztunnel.model.service import Service
+
+log = get("app")
+
+SECOND_SIGINT_STATUS = 0  # as the reference: impatience is not a failure
+
+
+class Application:
+    """One node proxy, from configuration to exit."""
+
+    def __init__(self, config: Config) -> None:
+        """Make everything that needs no task.
+
+        Raises:
+            ConfigError: the static configuration or the development CA cannot be read.
+        """
+        self.config = config
+        self.started = time.perf_counter()
+        self.static = read_static_config(config)
+        self.store = Store(node=config.node_name or "")
+        self.metrics = Metrics(version=config.istio_version)
+        self.reactor = Reactor()
+        self.rng = random.SystemRandom()
+        self.certificates = CertificateManager(
+            DevelopmentIssuer(authority(config), ttl_seconds=config.secret_ttl_seconds),
+            clock=wall_clock,
+            random=random.Random(),  # noqa: S311 - spreads renewals, keeps no secret
+        )
+        self.node = NodeContext(
+            config=config,
+            store=self.store,
+            certificates=self.certificates,
+            tls=TlsContexts(tls12_enabled=config.tls12_enabled, own_records=config.own_records),
+            reactor=self.reactor,
+            access_log=AccessLog(PIPELINE),
+            metrics=self.metrics,
+            rng=random.Random(),  # noqa: S311 - balancing and trace ids, no secret
+            handshakes=Places(config.max_handshakes),
+            client_settings=hbone_settings(config),
+            server_settings=hbone_settings(config),
+            illegal_ports=illegal_ports(has_socks5=config.socks5_enabled),
+        )
+        self.pods = PodManager(self.node)
+        self.dedicated: WorkloadProxy | None = None
+        self.readiness = Readiness(
+            STATE_MANAGER, WORKLOAD_MANAGER if config.mode is ProxyMode.SHARED else PROXY
+        )
+        self.draining = trio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to stop; then drain and return.
+
+        Raises:
+            ConfigError: a port is taken, or a privilege is missing.
+        """
+        raise_descriptor_limit()
+        if self.config.mode is ProxyMode.SHARED:
+            prove_privileges(self.config)
+        async with trio.open_nursery() as root:
+            root.start_soon(PIPELINE.writer.run)
+            root.start_soon(self._obey_signals, root.cancel_scope)
+            async with trio.open_nursery() as services:
+                await self._serve_operators(services)
+                services.start_soon(self.reactor.run)
+                await services.start(self.certificates.run)
+                self._learn_state()
+                if self.config.mode is ProxyMode.SHARED:
+                    await self._serve_pods(services)
+                else:
+                    self._serve_one(services)
+                await self.draining.wait()
+                await self._drain()
+                services.cancel_scope.cancel()
+            root.cancel_scope.cancel()
+        log.info("shutdown complete")
+
+    # Starting.
+
+    async def _serve_operators(self, nursery: trio.Nursery) -> None:
+        any_host = "::" if self.config.ipv6_enabled else "0.0.0.0"  # noqa: S104 - probes and scrapes
+        async with AsyncExitStack() as undo:
+            ready = await listen(any_host, READINESS_PORT, mend="another proxy runs here?")
+            undo.push_async_callback(ready.aclose)
+            stats = await listen(
+                any_host, self.config.stats_port, mend="statsPort in PROXY_CONFIG changes it"
+            )
+            undo.push_async_callback(stats.aclose)
+            admin = await listen_on_loopback(
+                self.config.admin_port, mend="proxyAdminPort in PROXY_CONFIG changes it"
+            )
+            undo.pop_all()
+        pages = admin_routes(
+            sections=self._sections(), pipeline=PIPELINE, shut_down=self.draining.set
+        )
+        for component, listeners, routes in (
+            ("readiness", [ready], readiness_routes(self.readiness)),
+            ("stats", [stats], stats_routes(self.metrics)),
+            ("admin", admin, pages),
+        ):
+            for listener in listeners:
+                address = listener.socket.getsockname()
+                log.info(
+                    "listener established",
+                    address=f"{address[0]}:{address[1]}",
+                    component=component,
+                )
+            await nursery.start(partial(serve, listeners, routes, draining=self.draining))
+
+    def _learn_state(self) -> None:
+        self.store.apply(self.static)
+        log.info(
+            "static configuration loaded",
+            workloads=len(self.static.workloads),
+            services=len(self.static.services),
+            policies=len(self.static.policies),
+        )
+        self._ready(STATE_MANAGER)
+
+    async def _serve_pods(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.pods.run)
+        link = AgentLink(str(self.config.inpod_socket), self.pods, on_state=self._on_link_state)
+        nursery.start_soon(self._until_draining, link.run)
+
+    def _serve_one(self, nursery: trio.Nursery) -> None:
+        info = self.config.workload_info
+        assert info is not None
+        pod = PodInfo(info.name, info.namespace, info.service_account)
+        proxy = WorkloadProxy(self.node, pod, socket_factory(self.config, None))
+        proxy.start()
+        self.dedicated = proxy
+        nursery.start_soon(proxy.run)
+        self._ready(PROXY)
+
+    async def _until_draining(self, work: Callable[[], Awaitable[object]]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            await self.draining.wait()
+            nursery.cancel_scope.cancel()
+
+    # Ending.
+
+    async def _obey_signals(self, everything: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            interrupted = False
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    # The reference dies of it; there is nothing to reload (dataplane.md 17.57).
+                    log.info("SIGHUP ignored")
+                    continue
+                log.info("shutting down", signal=signal.Signals(number).name)
+                if interrupted and number == signal.SIGINT:
+                    everything.cancel()
+                interrupted = interrupted or number == signal.SIGINT
+                self.draining.set()
+
+    async def _drain(self) -> None:
+        seconds = self.config.drain_seconds
+        log.info("draining", deadline_seconds=seconds)
+        if self.dedicated is not None:
+            await self.dedicated.drain(seconds)
+        await self.pods.drain(seconds)
+
+    # Telling.
+
+    def _on_link_state(self, state: LinkState) -> None:
+        self.metrics.pending_proxies.set(len(state.pending))
+        if state.is_ready:
+            self._ready(WORKLOAD_MANAGER)
+        else:
+            self.readiness.register(WORKLOAD_MANAGER)
+
+    def _ready(self, task: str) -> None:
+        left = self.readiness.clear(task)
+        if left is not None:
+            seconds = time.perf_counter() - self.started
+            log.info("readiness task done", task=task, seconds=round(seconds, 3), left=left)
+
+    def _sections(self) -> dict[str, Section]:
+        store = self.store
+        static = Store()
+        static.apply(self.static)
+        return {
+            "workloads": ListSection(
+                items=store.workloads.all, key=lambda one: one.uid, show=workload_to_dict
+            ),
+            "services": ListSection(
+                items=store.services.all, key=lambda one: one.hostname, show=self._show_service
+            ),
+            "policies": ListSection(items=store.policies.all, key=_policy_key, show=policy_to_dict),
+            "certificates": ListSection(
+                items=self.certificates.snapshot,
+                key=lambda one: str(one.identity),
+                show=certificate_to_dict,
+            ),
+            "workloadState": MapSection(items=lambda: list(self.pods.pods.items()), show=_show_pod),
+            "stagedServices": constant(dict),
+            "staticConfig": constant(lambda: local_config_to_dict(static)),
+            "version": constant(partial(build_info, self.config)),
+            "config": constant(self.config.to_dump),
+        }
+
+    def _show_service(self, service: Service) -> Mapping[str, object]:
+        return service_to_dict(service, self.store.services.endpoints(service))
+
+
+def _policy_key(policy: Policy) -> str:
+    return policy.key
+
+
+def _show_pod(pod: ServedPod) -> dict[str, object]:
+    live = pod.proxy.context.live
+    return pod_to_dict(
+        name=pod.info.name,
+        namespace=pod.info.namespace,
+        service_account=pod.info.service_account,
+        inbound=list(live.inbound),
+        outbound=list(live.outbound),
+        is_up=True,
+    )
+
+
+def read_static_config(config: Config) -> Update:
+    """Read the static configuration, if there is one.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it is wrong (line and field named).
+    """
+    source, text = "LOCAL_XDS", config.local_xds
+    if config.local_xds_path is not None:
+        source = str(config.local_xds_path)
+        try:
+            text = config.local_xds_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"LOCAL_XDS_PATH={source}: cannot be read: {error}; point it to a YAML file"
+            ) from error
+    if text is None:
+        return Update()
+    try:
+        return parse_local_config(text, source=source)
+    except ResourceError as error:
+        raise ConfigError(str(error)) from error
+
+
+def authority(config: Config) -> DevelopmentCa:
+    """Make or read the embedded development CA.
+
+    Raises:
+        ConfigError: it is not wanted, or its file cannot be read.
+    """
+    if not config.fake_ca:
+        raise ConfigError(
+            "fetching certificates from a mesh CA is not supported yet: set FAKE_CA=true "
+            "for certificates of this process's own development CA"
+        )
+    if config.fake_ca_path is None:
+        return DevelopmentCa.create(config.trust_domain)
+    try:
+        return DevelopmentCa.from_pem(config.fake_ca_path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"FAKE_CA={config.fake_ca_path}: {error}; it must hold a root certificate and its key"
+        ) from error
+
+
+def hbone_settings(config: Config) -> HboneSettings:
+    """Choose what we announce in HTTP/2."""
+    return HboneSettings(
+        stream_window=config.stream_window_bytes,
+        connection_window=config.connection_window_bytes,
+        max_frame_size=config.frame_bytes,
+    )
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files to the hard one (dataplane.md 1.2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.info("file descriptor limit raised", soft=soft, hard=hard)
+
+
+def prove_privileges(config: Config) -> None:
+    """Show that we can enter namespaces and mark packets; without it no pod can be served.
+
+    Raises:
+        PrivilegeError: a capability is missing.
+    """
+    try:
+        with PodNetns.open("/proc/self/ns/net") as own:
+            own.call(lambda: None)
+    except OSError as error:
+        raise PrivilegeError(
+            f"cannot enter a network namespace: {error}; shared mode needs CAP_SYS_ADMIN "
+            "(run as root, or set PROXY_MODE=dedicated)"
+        ) from error
+    try:
+        with socket.socket() as probe:
+            sockopt.set_mark(probe, config.packet_mark or 1)
+    except OSError as error:
+        raise PrivilegeError(
+            f"cannot set a packet mark: {error}; shared mode needs CAP_NET_ADMIN "
+            "(run as root, or set PROXY_MODE=dedicated)"
+        ) from error
+
+
+def build_info(config: Config) -> dict[str, object]:
+    """Say what this build is (dns-and-observability.md 4.6)."""
+    return {
+        "version": package_version("ztunnel"),
+        "gitRevision": "unknown",
+        "pythonVersion": platform.python_version(),
+        "buildProfile": "release",
+        "buildStatus": "unknown",
+        "istioVersion": config.istio_version,
+        "cryptoProvider": ssl.OPENSSL_VERSION,
+    }
+
+
+async def run(config: Config) -> None:
+    """Run the node proxy to its end.
+
+    Raises:
+        ConfigError: it could not start.
+    """
+    await Application(config).run()

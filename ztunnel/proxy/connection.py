@@ -1,0 +1,100 @@
+"""The edge of one connection: from accept to its one access-log line, whatever happens between.
+
+`Connection` holds what all kinds share: record, metrics, and an end that comes exactly once. Work
+that must wait runs in a task through `wait_for`, whose every outcome, also being cancelled, becomes
+that end; nothing escapes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.errors import DrainError, UnreachableError, ZtunnelError
+from ztunnel.telemetry.log import get
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ztunnel.model.flow import Flow
+    from ztunnel.model.network import Endpoint
+    from ztunnel.proxy.context import ProxyContext
+    from ztunnel.telemetry.access_log import Record
+    from ztunnel.telemetry.traffic import Traffic
+
+log = get("proxy")
+
+
+class InternalError(ZtunnelError):
+    """A bug of ours ended this connection."""
+
+    reason = "internal"
+
+
+class Connection:
+    """One connection through us."""
+
+    __slots__ = ("_counted", "_traffic", "actual", "context", "flow", "is_over", "record", "source")
+
+    def __init__(self, context: ProxyContext, source: Endpoint, record: Record) -> None:
+        self.context = context
+        self.source = source
+        self.actual: Endpoint | None = None
+        self.record = record
+        self.flow: Flow | None = None  # what policy judged; always None outbound
+        self.is_over = False
+        self._traffic: Traffic | None = None
+        self._counted = (0, 0)
+
+    def opened(self, traffic: Traffic) -> None:
+        """Say that all labels are known; counts the connection."""
+        self._traffic = traffic
+        traffic.opened()
+        self.record.opened()
+
+    def moved(self) -> tuple[int, int]:
+        """Return the bytes moved so far: from the client, from the server."""
+        return 0, 0
+
+    def count(self) -> None:
+        """Add to the metrics what moved since the last time."""
+        if self._traffic is not None:
+            received, sent = self.moved()
+            self._traffic.add(received - self._counted[0], sent - self._counted[1])
+            self._counted = (received, sent)
+
+    def end(self, error: ZtunnelError | None) -> None:
+        """Conclude: release everything, count, and write the line. Later calls do nothing."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self.count()
+        self.record.bytes_from_client, self.record.bytes_from_server = self.moved()
+        self.release(error)
+        if self._traffic is not None:
+            self._traffic.closed("-" if error is None else error.response_flag)
+        self.record.finish(trio.current_time(), error)
+
+    def release(self, error: ZtunnelError | None) -> None:
+        """Let go of sockets, streams and places; called once, by `end`."""
+        raise NotImplementedError
+
+    def wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` in a task of its own; its failure ends the connection."""
+
+        async def contained() -> None:
+            try:
+                await work()
+            except ZtunnelError as error:
+                self.end(error)
+            except OSError as error:
+                self.end(UnreachableError(f"io error: {error.strerror}"))
+            except trio.Cancelled:
+                self.end(DrainError("connection closed due to connection drain"))
+                raise
+            except Exception as error:  # the boundary of one connection: it ends alone
+                log.exception("connection failed unexpectedly")
+                self.end(InternalError(f"internal error: {error}"))
+
+        self.context.spawn(contained)

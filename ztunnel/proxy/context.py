@@ -1,0 +1,129 @@
+"""What the proxy of one workload may use, and nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.errors import RouteError
+from ztunnel.model.identity import Identity
+from ztunnel.proxy.live import LiveConnections
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from ztunnel.config import Config
+    from ztunnel.identity.manager import CertificateManager
+    from ztunnel.model.network import Port
+    from ztunnel.model.workload import Workload
+    from ztunnel.state.store import Changes, Store
+    from ztunnel.telemetry.access_log import AccessLog
+    from ztunnel.telemetry.metrics import Metrics
+    from ztunnel.tls.context import TlsContexts
+    from ztunnel.transport.reactor import Reactor
+    from ztunnel.transport.sockets import SocketFactory
+    from ztunnel.wire.hbone.settings import HboneSettings
+    from ztunnel.wire.zds import PodInfo
+
+LOCAL_WORKLOAD_SECONDS = 5.0  # dataplane.md 2.1 step 4
+
+
+class Places:
+    """A bound on how many of something may be under way at once."""
+
+    __slots__ = ("most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def take(self) -> bool:
+        """Take a place if one is free; whoever got one calls `give_back`."""
+        if self.most and self.taken >= self.most:
+            return False
+        self.taken += 1
+        return True
+
+    def give_back(self) -> None:
+        """Free a place."""
+        self.taken -= 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """What all workloads of the node share."""
+
+    config: Config
+    store: Store
+    certificates: CertificateManager
+    tls: TlsContexts
+    reactor: Reactor
+    access_log: AccessLog
+    metrics: Metrics
+    rng: random.Random
+    handshakes: Places
+    client_settings: HboneSettings
+    server_settings: HboneSettings
+    illegal_ports: frozenset[Port]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ProxyContext:
+    """One workload's proxy: whom it serves, with which sockets."""
+
+    node: NodeContext
+    info: PodInfo
+    sockets: SocketFactory
+    spawn: Callable[[Callable[[], Awaitable[None]]], None]
+    original_source: bool = False
+    live: LiveConnections = field(default_factory=LiveConnections)
+    connections: Places = field(default_factory=lambda: Places(0))
+    _workload: Workload | None = None
+    _version: int = -1
+
+    def workload(self) -> Workload | None:
+        """Look up the workload we serve, as the control plane describes it now."""
+        store = self.node.store
+        if self._version != store.version:
+            info = self.info
+            self._workload = store.workloads.local(
+                name=info.name, namespace=info.namespace, service_account=info.service_account
+            )
+            self._version = store.version
+        return self._workload
+
+    async def known_workload(self) -> Workload:
+        """Look up the workload we serve, waiting a while for the control plane to tell.
+
+        Raises:
+            RouteError: it did not.
+        """
+        changed = trio.Event()
+
+        def on_change(changes: Changes) -> None:
+            if changes.workloads:
+                changed.set()
+
+        stop = self.node.store.subscribe(on_change)
+        try:
+            with trio.move_on_after(LOCAL_WORKLOAD_SECONDS):
+                while (workload := self.workload()) is None:
+                    await changed.wait()
+                    changed = trio.Event()
+                await trio.lowlevel.checkpoint()
+                return workload
+        finally:
+            stop()
+        info = self.info
+        raise RouteError(
+            "failed to fetch information about local workload: "
+            f"{info.service_account}.{info.namespace} ({info.name}); the control plane has not "
+            f"sent it within {LOCAL_WORKLOAD_SECONDS:g}s"
+        )
+
+    def identity(self, workload: Workload) -> Identity:
+        """Name the workload: its trust domain, with the account the node agent vouches for."""
+        return Identity(workload.trust_domain, self.info.namespace, self.info.service_account)

@@ -1,0 +1,279 @@
+"""One CONNECT on an inbound tunnel, from request to relay (dataplane.md 3.3 to 3.10).
+
+The rooms, in the reference's order so that the same wrong request gets the same status: `serve`
+accepts and reads the request, `_classify` asks whether it is for us, `_authorize` asks policy,
+`_connect` reaches the application, and only then is 200 said. Whatever the client sends before that
+is kept, at most one window of it, as no credit is given back.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.decide.admit import Admission, Rejection, admit
+from ztunnel.decide.authorize import Permit, Refusal, authorize
+from ztunnel.errors import (
+    DeniedError,
+    PeerError,
+    RejectedError,
+    UnreachableError,
+    ZtunnelError,
+)
+from ztunnel.model.flow import Flow
+from ztunnel.model.network import Endpoint, HostPort
+from ztunnel.proxy.connection import Connection
+from ztunnel.proxy.labels import describe_admission
+from ztunnel.proxy.requests import TunnelRequest, response_headers
+from ztunnel.telemetry.access_log import Direction, Record
+from ztunnel.transport.dial import Dial
+from ztunnel.transport.relay import StreamRelay
+from ztunnel.wire.hbone.events import DataReceived
+from ztunnel.wire.proxy_protocol import proxy_header
+
+if TYPE_CHECKING:
+    from ztunnel.model.workload import Workload
+    from ztunnel.proxy.context import ProxyContext
+    from ztunnel.transport.sockets import Socket
+    from ztunnel.transport.tunnel import Tunnel
+    from ztunnel.wire.hbone.events import RequestReceived, ResponseReceived
+    from ztunnel.wire.hbone.stream import Stream
+
+H2_CANCEL = 8
+
+
+class InboundStream(Connection):
+    """One stream; its owner until the relay takes over."""
+
+    __slots__ = (
+        "_admission",
+        "_dial",
+        "_early",
+        "_ended",
+        "_relay",
+        "_request",
+        "_stream",
+        "_tunnel",
+    )
+
+    def __init__(self, context: ProxyContext, tunnel: Tunnel, request: RequestReceived) -> None:
+        facts = tunnel.facts
+        record = Record(
+            log=context.node.access_log,
+            direction=Direction.INBOUND,
+            source=facts.remote,
+            started=trio.current_time(),
+            destination=facts.local,
+        )
+        super().__init__(context, facts.remote, record)
+        self._tunnel = tunnel
+        self._stream: Stream = request.stream
+        self._request = TunnelRequest.read(request.headers)
+        self._admission: Admission | None = None
+        self._dial: Dial | None = None
+        self._relay: StreamRelay | None = None
+        self._early: list[bytes] = []
+        self._ended = False
+        request.stream.owner = self
+
+    # What the connection dump shows.
+
+    @property
+    def original(self) -> str | None:
+        """The host name the caller meant, if it said one."""
+        return self._request.forwarded_host
+
+    @property
+    def protocol(self) -> str:
+        """`HBONE` if we know who calls."""
+        return "HBONE" if self._tunnel.facts.peer is not None else "TCP"
+
+    # Rooms 1 and 2: accept, classify.
+
+    def serve(self) -> None:
+        """Begin; returns at once."""
+        try:
+            authority = self._request.authority()
+            self.record.hbone_target = authority
+            workload = self.context.workload()
+            if workload is None:
+                self.wait_for(lambda: self._serve_when_known(authority))
+            else:
+                self._classify(authority, workload)
+        except ZtunnelError as error:
+            self.end(error)
+        except OSError as error:
+            self.end(UnreachableError(f"connection failed: {error.strerror}"))
+
+    async def _serve_when_known(self, authority: Endpoint | HostPort) -> None:
+        workload = await self.context.known_workload()
+        if not self.is_over:
+            self._classify(authority, workload)
+
+    def _classify(self, authority: Endpoint | HostPort, workload: Workload) -> None:
+        node = self.context.node
+        answer = admit(
+            self._tunnel.facts.local,
+            authority,
+            workload=workload,
+            store=node.store,
+            illegal=node.illegal_ports,
+            network=node.config.network,
+            forwarded_host=self._request.forwarded_host,
+            tunnels_to_loopback=node.config.localhost_app_tunnel,
+        )
+        match answer:
+            case Admission():
+                self._admission = answer
+                self._authorize(answer, workload)
+            case Rejection(status=status, message=message):
+                raise RejectedError(message, status=status)
+            case _:
+                raise RejectedError(
+                    f"unknown address: {answer.what}", status=HTTPStatus.BAD_REQUEST
+                )
+
+    # Room 3: authorize.
+
+    def _authorize(self, admission: Admission, workload: Workload) -> None:
+        node, facts = self.context.node, self._tunnel.facts
+        flow = self.flow = Flow(
+            source=facts.peer,
+            source_endpoint=self.source,
+            destination=admission.destination,
+        )
+        self.actual = admission.destination
+        labels = describe_admission(
+            self.record,
+            node,
+            workload=workload,
+            identity=self.context.identity(workload),
+            flow=flow,
+            service=admission.service,
+            request=self._request,
+        )
+        self.opened(node.metrics.traffic.traffic(labels))
+        self.context.live.inbound[self] = None
+        match authorize(flow, node.store.policies.for_workload(workload)):
+            case Permit() as permit:
+                self._connect(admission, permit)
+            case Refusal() as refusal:
+                raise denied(self.record, refusal)
+
+    # Room 4: connect.
+
+    def _connect(self, admission: Admission, permit: Permit) -> None:
+        source = None
+        if self.context.original_source and not admission.dial.ip.is_loopback:
+            source = self.source.ip
+        sock = self.context.sockets.dial(permit, admission.dial, source=source)
+        self._dial = Dial(self.context.node.reactor, sock, self)
+
+    def on_connected(self, sock: Socket) -> None:
+        """Say 200, send what has gathered, relay."""
+        self._dial = None
+        node, tunnel, stream = self.context.node, self._tunnel, self._stream
+        workload = self.context.workload()
+        baggage = workload if node.config.baggage_enabled else None
+        tunnel.core.respond(stream, HTTPStatus.OK, response_headers(baggage))
+        tunnel.flush_later()
+        relay = self._relay = StreamRelay(node.reactor, sock, tunnel, stream, self.end)
+        node.reactor.hand_over(sock, relay)
+        if header := self._proxy_header():
+            relay.preface(header)
+        if self._early:
+            early, self._early = self._early, []
+            chunks = [memoryview(piece) for piece in early]
+            relay.on_data(DataReceived(stream, chunks, sum(map(len, early))))
+        if self._ended:
+            relay.on_end()
+
+    def on_unreachable(self, error: UnreachableError) -> None:
+        """Refuse with 503."""
+        self._dial = None
+        self.end(UnreachableError(f"connection failed: {error}"))
+
+    def _proxy_header(self) -> bytes:
+        admission = self._admission
+        if admission is None or admission.proxy_destination is None:
+            return b""
+        return proxy_header(
+            self.source,
+            admission.proxy_destination,
+            identity=self._tunnel.facts.peer,
+            host=self._request.forwarded_host,
+        )
+
+    # The stream, before the relay owns it.
+
+    def on_response(self, event: ResponseReceived) -> None:
+        """Nothing: a client does not answer."""
+
+    def on_data(self, event: DataReceived) -> None:
+        """Keep what the client sends before it has our answer; its window bounds that."""
+        self._early.extend(bytes(chunk) for chunk in event.chunks)
+
+    def on_end(self) -> None:
+        """Remember that the client has finished sending."""
+        self._ended = True
+
+    def on_window(self) -> None:
+        """Nothing: no data is sent before the answer."""
+
+    def on_reset(self, code: int) -> None:
+        """End: the client has given up."""
+        self.end(PeerError(f"client reset the stream before it was connected (code {code})"))
+
+    def on_lost(self, error: ZtunnelError) -> None:
+        """End with the connection."""
+        self.end(error)
+
+    # The end.
+
+    def cut(self, error: ZtunnelError) -> None:
+        """End now, whatever it is doing."""
+        if self._relay is not None and not self.is_over:
+            self._relay.cut(error)
+        else:
+            self.end(error)
+
+    def moved(self) -> tuple[int, int]:
+        """Return the bytes moved so far: from the client, from the server."""
+        relay = self._relay
+        return (0, 0) if relay is None else (relay.written_bytes, relay.read_bytes)
+
+    def release(self, error: ZtunnelError | None) -> None:
+        """Answer, if that has not been done; let go of the application."""
+        self.context.live.remove(self)
+        if self._dial is not None:
+            self._dial.cancel()
+        if self._relay is None:
+            self._stream.owner = None
+            self._early.clear()
+            core = self._tunnel.core
+            if not self._tunnel.closed and self._stream.id in core.streams:
+                core.refuse(self._stream, status_of(error))
+                self._tunnel.released()
+
+
+def status_of(error: ZtunnelError | None) -> int:
+    """Choose the status for a stream that was not connected (dataplane.md 3.3)."""
+    match error:
+        case RejectedError(status=status):
+            return status
+        case DeniedError():
+            # 401, not 403: the reference answers 401 and tests rely on it.
+            return HTTPStatus.UNAUTHORIZED
+        case _:
+            return HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def denied(record: Record, refusal: Refusal) -> DeniedError:
+    """Say why policy refused, and name the policy in the record."""
+    if refusal.policy is not None:
+        record.policy = refusal.policy.key
+    text = f"connection closed due to policy rejection: {refusal.reason}"
+    miss = refusal.nearest_miss
+    return DeniedError(f"{text} ({miss})" if miss else text)

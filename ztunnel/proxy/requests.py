@@ -1,0 +1,109 @@
+"""The header blocks of a CONNECT and of its answer (dataplane.md 2.8 and 3.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Self
+
+from ztunnel.errors import RejectedError
+from ztunnel.wire.headers import (
+    AUTHORITY,
+    BAGGAGE,
+    FORWARDED,
+    METHOD,
+    TRACEPARENT,
+    X_FORWARDED_NETWORK,
+    Baggage,
+    Traceparent,
+    build_baggage,
+    build_forwarded,
+    first_value,
+    format_authority,
+    parse_authority,
+    parse_baggage,
+    parse_forwarded,
+    values_of,
+)
+
+if TYPE_CHECKING:
+    from ztunnel.model.network import Endpoint, HostPort, Network
+    from ztunnel.model.service import Service
+    from ztunnel.model.workload import Workload
+    from ztunnel.wire.hbone.events import Headers
+
+
+def tunnel_request(
+    authority: Endpoint | HostPort,
+    *,
+    workload: Workload,
+    source: Endpoint,
+    service: Service | None,
+    traceparent: Traceparent,
+    network: Network | None = None,
+) -> Headers:
+    """Build the request for a tunnel to `authority` on behalf of `source`.
+
+    `network` is set for the inner request of a double tunnel only.
+    """
+    headers = [
+        (METHOD, b"CONNECT"),
+        (AUTHORITY, format_authority(authority)),
+        (BAGGAGE, build_baggage(workload)),
+        (FORWARDED, build_forwarded(source, None if service is None else service.hostname)),
+        (TRACEPARENT, bytes(traceparent)),
+    ]
+    if network is not None:
+        headers.append((X_FORWARDED_NETWORK, network.encode()))
+    return headers
+
+
+def response_headers(workload: Workload | None) -> Headers:
+    """Build what goes with a 200: who we are, if that is wanted and known."""
+    return [] if workload is None else [(BAGGAGE, build_baggage(workload))]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRequest:
+    """A received request. No part of it is trusted for authorization."""
+
+    headers: Headers
+    method: bytes
+    forwarded_host: str | None
+
+    @classmethod
+    def read(cls, headers: Headers) -> Self:
+        """Take what is needed of every request; the rest is read on demand."""
+        return cls(
+            headers,
+            first_value(headers, METHOD) or b"",
+            parse_forwarded(first_value(headers, FORWARDED) or b"").host,
+        )
+
+    def authority(self) -> Endpoint | HostPort:
+        """Read where the client wants to go.
+
+        Raises:
+            RejectedError: not a CONNECT, or no usable authority; the status is 400.
+        """
+        if self.method != b"CONNECT":
+            shown = self.method[:32].decode("ascii", "backslashreplace")
+            raise RejectedError(
+                f"expected method CONNECT, got {shown}", status=HTTPStatus.BAD_REQUEST
+            )
+        raw = first_value(self.headers, AUTHORITY) or b""
+        try:
+            return parse_authority(raw)
+        except ValueError as error:
+            raise RejectedError(
+                f"no valid authority pseudo header: {error}", status=HTTPStatus.BAD_REQUEST
+            ) from error
+
+    def baggage(self) -> Baggage:
+        """Read how the client describes its workload."""
+        return parse_baggage(values_of(self.headers, BAGGAGE))
+
+    def is_from_gateway(self, network: Network) -> bool:
+        """Tell whether the request crossed networks, so that its address says nothing."""
+        named = first_value(self.headers, X_FORWARDED_NETWORK)
+        return named is not None and named.lower() != network.encode().lower()
