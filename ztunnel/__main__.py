@@ -1,0 +1,16 @@
+"""The command `ztunnel`, also as `python -m ztunnel`."""
+
+from __future__ import annotations
+
+import sys
+
+from ztunnel.cli.main import main as run_command
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

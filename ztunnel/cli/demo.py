@@ -1,0 +1,150 @@
+"""`ztunnel demo`: the guided tour, with options to keep the mesh and to remove it again."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from ztunnel.cli.proxy import first
+from ztunnel.devmesh import kept
+from ztunnel.devmesh.demo import seconds_since, take_tour
+from ztunnel.devmesh.mesh import DevMesh, dev_mesh
+from ztunnel.errors import ZtunnelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: ztunnel demo [--keep | --down]
+
+Build a mesh of two nodes and four pods out of network namespaces on this machine, run a real node
+proxy on each node, and show what a mesh promises. Needs root and a kernel with nftables. Nothing of
+the machine's own network is changed, and nothing is left behind, whatever ends it.
+
+options:
+  --keep   leave the mesh up afterwards and say how to enter a pod
+  --down   remove a mesh that was kept
+"""
+
+PREFIX = "ztdemo"
+OUT_OF_TIME_SECONDS = 60.0
+MESH_FILE = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
+
+
+def run_demo(words: Sequence[str]) -> int:
+    """Run the command; 0 only if every expectation held."""
+    options = set(words)
+    if options & {"-h", "--help"}:
+        sys.stdout.write(USAGE)
+        return 0
+    if unknown := options - {"--keep", "--down", kept.BACKGROUND}:
+        sys.stderr.write(f"ztunnel demo: unknown option {min(unknown)!r}\n\n{USAGE}")
+        return 1
+    if os.geteuid() != 0:
+        sys.stderr.write("ztunnel demo: needs root, to make network namespaces: try sudo\n")
+        return 1
+    return build_or_remove(options)
+
+
+def build_or_remove(options: set[str]) -> int:
+    """Do what valid options ask for."""
+    structlog.configure(processors=[drop])
+    try:
+        if "--down" in options:
+            return kept.take_down(PREFIX, say=print)
+        if "--keep" in options and kept.BACKGROUND not in options:
+            return kept.start(PREFIX, say=print)
+        return trio.run(tour, "--keep" in options)
+    except ZtunnelError as error:
+        return fail(error)
+
+
+def drop(*_: object) -> str:
+    """Swallow what the node agent's part logs: the tour speaks for itself."""
+    raise structlog.DropEvent
+
+
+def fail(error: BaseException) -> int:
+    """Say why the demo could not run."""
+    for line in str(error).splitlines():
+        sys.stderr.write(f"ztunnel demo: {line}\n")
+    print("verdict: FAILED, the mesh could not be built; everything was removed", flush=True)
+    return 1
+
+
+async def tour(keep: bool) -> int:  # noqa: FBT001 - trio.run passes positional arguments only
+    """Build the mesh, take the tour, give the exit status; a signal ends it early and cleanly."""
+    status = 1
+    failure: BaseException | None = None
+    with trio.CancelScope() as everything:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(obey_signals, everything)
+                with trio.fail_after(math.inf if keep else OUT_OF_TIME_SECONDS):
+                    status = await run_steps(keep=keep)
+                nursery.cancel_scope.cancel(reason="the demo is over")
+        except* (ZtunnelError, OSError, trio.TooSlowError) as group:
+            failure = first(group)
+    if failure is not None:
+        return fail(failure)
+    if everything.cancelled_caught:
+        print("verdict: interrupted; everything was removed", flush=True)
+        return 130
+    return status
+
+
+async def obey_signals(everything: trio.CancelScope) -> None:
+    """End the demo in good order on Ctrl-C, a kill, or a closed terminal."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            everything.cancel(reason="interrupted")
+            return
+
+
+async def run_steps(*, keep: bool) -> int:
+    """Do what the tour is about."""
+    started = time.perf_counter()
+    print("Building two nodes and four pods from network namespaces ...", flush=True)
+    async with dev_mesh(MESH_FILE, prefix=PREFIX, keep=keep) as mesh:
+        print(f"The mesh is up after {seconds_since(started)}: {described(mesh)}\n", flush=True)
+        results = await take_tour(mesh, say=say, good=green, bad=red)
+        held, total = sum(results), len(results)
+        verdict = (
+            f"all {total} expectations held" if held == total else f"FAILED, {held} of {total} held"
+        )
+        print(f"\nverdict: {verdict}, in {seconds_since(started)}", flush=True)
+        if keep:
+            await kept.stay(PREFIX, mesh)
+    return 0 if held == total else 1
+
+
+def described(mesh: DevMesh) -> str:
+    """List nodes and pods."""
+    return "; ".join(
+        f"{name} with " + ", ".join(pod.name for pod in mesh.pods.values() if pod.node is node)
+        for name, node in mesh.nodes.items()
+    )
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def green(text: str) -> str:
+    """Colour on a terminal only."""
+    return f"\x1b[32m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+def red(text: str) -> str:
+    """Colour on a terminal only."""
+    return f"\x1b[31m{text}\x1b[0m" if sys.stdout.isatty() else text

@@ -1,0 +1,87 @@
+"""Which command was asked for. Imports are late, so that `version` need not load the proxy."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+USAGE = """\
+usage: ztunnel [COMMAND]
+
+commands:
+  proxy [NAME]   run the node proxy, configured by environment variables (the default)
+  demo           guided tour: a mesh of two nodes on this machine (needs root)
+  version        print the version
+  help           print this text
+
+`ztunnel COMMAND --help` tells more about a command.
+"""
+
+PROXY_USAGE = """\
+usage: ztunnel proxy [NAME]
+
+Run the node proxy until SIGTERM or SIGINT. NAME is accepted and ignored, as the reference's chart
+passes it. Settings come from environment variables only, with the reference's names; the most
+important ones:
+  PROXY_MODE           shared (default: serve the pods the node agent hands over) or dedicated
+  INPOD_UDS            the node agent's socket (default /var/run/ztunnel/ztunnel.sock)
+  LOCAL_XDS_PATH       a YAML file with workloads, services and policies
+  FAKE_CA              true: certificates of an embedded development CA
+  NODE_NAME, NETWORK   who we are
+  RUST_LOG, LOG_FORMAT log levels; plain or json
+"""
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command that `words` name; return the exit status."""
+    command, *rest = words or ("proxy",)
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "proxy": proxy,
+        "demo": demo,
+        "version": version,
+        "--version": version,
+        "help": help_,
+        "--help": help_,
+        "-h": help_,
+    }
+    chosen = commands.get(command)
+    if chosen is None:
+        sys.stderr.write(f"ztunnel: unknown command {command!r}\n\n{USAGE}")
+        return EXIT_FAILED
+    return chosen(rest)
+
+
+def proxy(words: Sequence[str]) -> int:
+    """Run the node proxy."""
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(PROXY_USAGE)
+        return EXIT_OK
+    from ztunnel.cli.proxy import run_proxy  # noqa: PLC0415 - loads trio, ssl and the rest
+
+    return run_proxy()
+
+
+def demo(words: Sequence[str]) -> int:
+    """Run the guided tour."""
+    from ztunnel.cli.demo import run_demo  # noqa: PLC0415 - loads trio, ssl and the rest
+
+    return run_demo(words)
+
+
+def version(words: Sequence[str]) -> int:  # noqa: ARG001
+    """Print the version."""
+    sys.stdout.write(f"ztunnel {package_version('ztunnel')}\n")
+    return EXIT_OK
+
+
+def help_(words: Sequence[str]) -> int:  # noqa: ARG001
+    """Print the usage."""
+    sys.stdout.write(USAGE)
+    return EXIT_OK

@@ -1,0 +1,158 @@
+"""A node proxy as a real process inside a node's namespace, with its log lines within reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from ztunnel.devmesh.cluster import Node
+    from ztunnel.identity.dev_ca import DevelopmentCa
+
+STOP_SECONDS = 3.0
+LINES_KEPT = 10_000
+READ_BYTES = 65536
+PASSED_ON = ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
+
+
+class LogLines:
+    """The lines a process has written, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._rest = b""
+        self._more = trio.Event()
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take output as it comes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.all.extend(line.decode("utf-8", "replace") for line in lines)
+        del self.all[:-LINES_KEPT]
+        self._more.set()
+
+    def end(self) -> None:
+        """Note that nothing more will come."""
+        self._ended = True
+        self._more.set()
+
+    def find(self, *parts: str, since: int = 0) -> str | None:
+        """Return the first line from number `since` on that holds all of `parts`."""
+        for line in self.all[since:]:
+            if all(part in line for part in parts):
+                return line
+        return None
+
+    async def wait_for(self, *parts: str, since: int = 0, seconds: float = 5.0) -> str:
+        """Wait for a line that holds all of `parts`.
+
+        Raises:
+            trio.TooSlowError: it did not come in time, or the process has ended without it.
+        """
+        with trio.fail_after(seconds):
+            while (line := self.find(*parts, since=since)) is None:
+                if self._ended:
+                    raise trio.TooSlowError
+                self._more = trio.Event()
+                await self._more.wait()
+            await trio.lowlevel.checkpoint()
+            return line
+
+
+class NodeProxy:
+    """One running node proxy."""
+
+    def __init__(self, node: Node, process: trio.Process) -> None:
+        self.node = node
+        self.process = process
+        self.lines = LogLines()
+
+    async def read(self) -> None:
+        """Collect its output until it ends."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        try:
+            while data := await stdout.receive_some(READ_BYTES):
+                self.lines.feed(bytes(data))
+        finally:
+            self.lines.end()
+
+    async def stop(self) -> None:
+        """Ask it to drain; kill it if it takes too long."""
+        self.process.terminate()
+        with trio.move_on_after(STOP_SECONDS):
+            await self.process.wait()
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+@asynccontextmanager
+async def running_node_proxy(
+    node: Node,
+    *,
+    config_path: Path,
+    agent_socket: Path,
+    authority: DevelopmentCa,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[NodeProxy]:
+    """Run `ztunnel proxy ztunnel` on a node; it is gone when the block ends.
+
+    Root certificate and key reach it through memory: a file without a name, held by descriptor.
+    """
+    fd = os.memfd_create("development-ca")
+    try:
+        os.write(fd, authority.to_pem())
+        env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        env |= {
+            "NODE_NAME": node.name,
+            "INPOD_UDS": str(agent_socket),
+            "LOCAL_XDS_PATH": str(config_path),
+            "XDS_ADDRESS": "",
+            "FAKE_CA": f"/proc/self/fd/{fd}",
+            "CLUSTER_ID": "demo",
+            "CONNECTION_TERMINATION_DEADLINE": "1s",
+            **(settings or {}),
+        }
+        words = node.command(sys.executable, "-m", "ztunnel", "proxy", "ztunnel")
+        process = await trio.lowlevel.open_process(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            pass_fds=(fd,),
+        )
+    finally:
+        os.close(fd)
+    proxy = NodeProxy(node, process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(proxy.read)
+            yield proxy
+            nursery.cancel_scope.cancel(reason="node proxy stops")
+    finally:
+        with trio.CancelScope(shield=True):
+            await proxy.stop()
+            with contextlib.suppress(trio.ClosedResourceError):
+                assert process.stdout is not None
+                await process.stdout.aclose()
+
+
+def explain_death(proxy: NodeProxy) -> ConfigError:
+    """Say why a proxy ended that should not have."""
+    tail = "\n".join(proxy.lines.all[-5:]) or "(no output)"
+    return ConfigError(
+        f"the node proxy of {proxy.node.name} ended with status {proxy.process.returncode}:\n{tail}"
+    )
