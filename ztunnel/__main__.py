@@ -6,10 +6,15 @@ import sys
 
 from ztunnel.cli.main import main as run_command
 
+INTERRUPTED = 130  # as shells say it: 128 and the number of SIGINT
+
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    sys.exit(run_command(sys.argv[1:]))
+    try:
+        sys.exit(run_command(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,13 @@ class PeerIdentityError(TlsError):
     reason = "identity_mismatch"
 
 
+class RevokedError(TlsError):
+    """The authority has taken back the peer's certificate, before or after the handshake."""
+
+    response_flag = "CERT_REVOKED"
+    reason = "revoked"
+
+
 class TunnelError(PeerError):
     """HTTP/2 is broken."""
 

@@ -53,7 +53,7 @@ _NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 async def listen(host: str, port: int, *, mend: str) -> trio.SocketListener:
-    """Open a listening socket on the address `host`; `::` takes IPv4 as well.
+    """Open a listening socket on the address `host`; `::` takes IPv4 as well, or alone if need be.
 
     Raises:
         ConfigError: the address cannot be had; the message says how to `mend` that.
@@ -63,6 +63,8 @@ async def listen(host: str, port: int, *, mend: str) -> trio.SocketListener:
     try:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
     except OSError as exc:
+        if host == "::" and exc.errno == errno.EAFNOSUPPORT:  # a kernel without IPv6
+            return await listen("0.0.0.0", port, mend=mend)  # noqa: S104 every address is meant
         raise ConfigError(_bind_failure(shown, exc, mend)) from exc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

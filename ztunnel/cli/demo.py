@@ -21,7 +21,7 @@ from ztunnel.devmesh.mesh import DevMesh, dev_mesh
 from ztunnel.errors import ZtunnelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 USAGE = """\
 usage: ztunnel demo [--keep | --down]
@@ -37,6 +37,7 @@ options:
 
 PREFIX = "ztdemo"
 OUT_OF_TIME_SECONDS = 60.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESH_FILE = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
 
 
@@ -65,7 +66,8 @@ def build_or_remove(options: set[str]) -> int:
             return kept.start(PREFIX, say=print)
         return trio.run(tour, "--keep" in options)
     except ZtunnelError as error:
-        return fail(error)
+        sys.stderr.write(f"ztunnel demo: {error}\n")
+        return 1
 
 
 def drop(*_: object) -> str:
@@ -85,10 +87,11 @@ async def tour(keep: bool) -> int:  # noqa: FBT001 - trio.run passes positional 
     """Build the mesh, take the tour, give the exit status; a signal ends it early and cleanly."""
     status = 1
     failure: BaseException | None = None
-    with trio.CancelScope() as everything:
+    # Signals are caught before anything is made, so that none can end us half-way.
+    with trio.open_signal_receiver(*ENDING) as signals, trio.CancelScope() as everything:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(obey_signals, everything)
+                nursery.start_soon(obey, signals, everything)
                 with trio.fail_after(math.inf if keep else OUT_OF_TIME_SECONDS):
                     status = await run_steps(keep=keep)
                 nursery.cancel_scope.cancel(reason="the demo is over")
@@ -102,12 +105,10 @@ async def tour(keep: bool) -> int:  # noqa: FBT001 - trio.run passes positional 
     return status
 
 
-async def obey_signals(everything: trio.CancelScope) -> None:
+async def obey(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
     """End the demo in good order on Ctrl-C, a kill, or a closed terminal."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for _ in signals:
-            everything.cancel(reason="interrupted")
-            return
+    async for _ in signals:
+        everything.cancel(reason="interrupted")
 
 
 async def run_steps(*, keep: bool) -> int:

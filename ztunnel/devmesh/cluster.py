@@ -1,10 +1,11 @@
 """Nodes, pods and outside hosts made of network namespaces; needs root.
 
-How it works: each member is a namespace that only we hold. A pod's `eth0` is a cable to its node's
-bridge; a node's `uplink` (an outside host's `eth0`) is a cable to the bridge of one more
-namespace, the fabric. Every address is a host route, so pods may have any address: a pod sends
-everything to its node, and every node knows on which node each pod is. Nothing is ever made in
-the namespace we were started in, and namespaces without a name die with their last holder.
+How it works: each member is a namespace that only we hold. A pod's `eth0` is a cable to its node,
+which routes (no bridge: a bridge that gets its first port is deaf for up to a second). A node's
+`uplink` (an outside host's `eth0`) is a cable to the bridge of one more namespace, the fabric.
+Every address is a host route, so pods may have any address: a pod sends everything to its node,
+and every node knows on which node each pod is. Nothing is ever made in the namespace we were
+started in, and namespaces without a name die with their last holder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FABRIC_NETWORKS = (ip_network("172.30.0.0/16"), ip_network("fd00:30::/64"))
 GATEWAYS = (ip_address("169.254.1.1"), ip_address("fe80::1"))
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
-_BRIDGE_INDEX = 2
+_BRIDGE_INDEX = 2  # in the fabric
 _ETH0_INDEX = 3  # also a node's uplink
 _FIRST_PORT_INDEX = 10
 
@@ -41,16 +42,10 @@ _EVERYONE = {
     "net/ipv6/conf/all/accept_dad": "0",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
-    # Two pods of one node share a link, but must go on talking through their node, which cannot
-    # be told to send no IPv6 redirects.
-    "net/ipv6/conf/all/accept_redirects": "0",
-    "net/ipv6/conf/default/accept_redirects": "0",
 }
 _ROUTERS = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
-    "net/ipv4/conf/all/send_redirects": "0",
-    "net/ipv4/conf/default/send_redirects": "0",
 }
 
 
@@ -77,7 +72,7 @@ class Member:
 
 @dataclass(eq=False, slots=True)
 class Node(Member):
-    """A router with a bridge for pods."""
+    """A router with a cable to each of its pods."""
 
     next_port: int = _FIRST_PORT_INDEX
 
@@ -129,10 +124,6 @@ class Cluster:
         addresses = tuple(network[len(self._hosts) + 1] for network in FABRIC_NETWORKS)
         member = self._member(name, addresses, _ROUTERS)
         node = Node(member.name, member.netns, member.addresses, member.links)
-        node.links.bridge(_BRIDGE_INDEX, "pods")
-        node.links.up(_BRIDGE_INDEX)
-        for gateway, length in zip(GATEWAYS, (32, 64), strict=True):
-            node.links.address(_BRIDGE_INDEX, gateway, length)
         self._join_fabric(node, "uplink")
         return node
 
@@ -167,19 +158,21 @@ class Cluster:
         node.links.veth(
             pod.port,
             f"pod{pod.port}",
-            bridge=_BRIDGE_INDEX,
             peer=pod.netns,
             peer_index=_ETH0_INDEX,
             peer_name="eth0",
         )
+        for gateway, length in zip(GATEWAYS, (32, 64), strict=True):
+            node.links.address(pod.port, gateway, length)
         node.links.commit()
         pod.links.up(_ETH0_INDEX)
         for ip, gateway, everywhere in zip(pod.addresses, GATEWAYS, _EVERYWHERE, strict=False):
             pod.links.address(_ETH0_INDEX, ip, ip.max_prefixlen)
             pod.links.route(everywhere, _ETH0_INDEX, via=gateway, source=ip)
-            node.links.route(ip_network(ip), _BRIDGE_INDEX)
+            node.links.route(ip_network(ip), pod.port)
         pod.links.commit()
         node.links.commit()
+        node.links.wait_running(pod.port)
         self._pods.append(pod)
         for host in self._hosts:
             _route_to_pod(host, pod)
@@ -194,13 +187,13 @@ class Cluster:
         """
         self._pods.remove(pod)
         self._names.discard(pod.name)
-        pod.node.links.delete(pod.port)
-        for ip in pod.addresses:
-            for host in self._hosts:
-                index = _BRIDGE_INDEX if host is pod.node else _ETH0_INDEX
-                host.links.no_route(ip_network(ip), index)
+        pod.node.links.delete(pod.port)  # and with it the routes over it
+        pod.node.links.commit()
         for host in self._hosts:
-            host.links.commit()
+            if host is not pod.node:
+                for ip in pod.addresses:
+                    host.links.no_route(ip_network(ip), _ETH0_INDEX)
+                host.links.commit()
         self._forget(pod)
 
     def close(self) -> None:
@@ -251,16 +244,17 @@ class Cluster:
         self._fabric.links.veth(
             port,
             f"port{port}",
-            bridge=_BRIDGE_INDEX,
             peer=host.netns,
             peer_index=_ETH0_INDEX,
             peer_name=interface,
+            bridge=_BRIDGE_INDEX,
         )
         self._fabric.links.commit()
         host.links.up(_ETH0_INDEX)
         for ip in host.addresses:
             host.links.address(_ETH0_INDEX, ip, ip.max_prefixlen)
         host.links.commit()
+        self._fabric.links.wait_running(port)
         for other in self._hosts:
             _route_to_neighbour(host, other)
             _route_to_neighbour(other, host)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,19 +106,27 @@ def holder(prefix: str) -> int | None:
     return None
 
 
+def end(pid: int, *, say: Callable[[str], None]) -> None:
+    """Ask a process to end and wait for that; kill it if it takes too long."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        ended, _, _ = select.select([process], [], [], DOWN_SECONDS)
+        if not ended:
+            say(f"process {pid} does not end; killing it")
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)
+
+
 def take_down(prefix: str, *, say: Callable[[str], None]) -> int:
     """Remove a kept mesh, also one whose process was killed."""
     pid = holder(prefix)
     if pid is not None:
-        os.kill(pid, signal.SIGTERM)
-        end = time.monotonic() + DOWN_SECONDS
-        while holder(prefix) is not None:
-            if time.monotonic() > end:
-                say(f"process {pid} does not end; killing it")
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                break
-            time.sleep(0.05)
+        end(pid, say=say)
     left = sweep(prefix)
     pid_file(prefix).unlink(missing_ok=True)
     if pid is None and not left:

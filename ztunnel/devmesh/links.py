@@ -55,13 +55,22 @@ class Links:
         self._add(f"bridge {name}", _NEW_LINK, _link(index, attributes), NLM_F_CREATE)
 
     def veth(
-        self, index: int, name: str, *, bridge: int, peer: PodNetns, peer_index: int, peer_name: str
+        self,
+        index: int,
+        name: str,
+        *,
+        peer: PodNetns,
+        peer_index: int,
+        peer_name: str,
+        bridge: int | None = None,
     ) -> None:
-        """Make a cable from a port of our bridge to an interface in the namespace `peer`."""
+        """Make a cable from an interface of ours, a port of `bridge`, to one in `peer`."""
         end = _link(peer_index, [("IFLA_IFNAME", peer_name), ("IFLA_NET_NS_FD", peer.fileno())])
         data = {"attrs": [("VETH_INFO_PEER", end)]}
         kind = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}
-        attributes = [("IFLA_IFNAME", name), ("IFLA_MASTER", bridge), ("IFLA_LINKINFO", kind)]
+        attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", kind)]
+        if bridge is not None:
+            attributes.append(("IFLA_MASTER", bridge))
         self._add(f"veth {name}", _NEW_LINK, _link(index, attributes), NLM_F_CREATE)
         self.up(index)
 
@@ -70,6 +79,26 @@ class Links:
         message = _link(index, [])
         message["flags"] = message["change"] = _IFF_UP
         self._add(f"interface {index} up", _NEW_LINK, message, 0)
+
+    def wait_running(self, index: int) -> None:
+        """Wait until an interface passes packets; that comes after `up`, by itself.
+
+        The kernel does it in a work queue at once; packets sent earlier would be lost, and TCP
+        takes a second to send them again.
+
+        Raises:
+            TimeoutError: it does not; maybe the other end of the cable is not up.
+        """
+        request = encode(_link(index, []), kind=_GET_LINK, flags=0, sequence=1)
+        deadline = time.monotonic() + _RUNNING_SECONDS
+        while not self._flags(request) & _IFF_RUNNING:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"interface {index} does not get ready")
+
+    def _flags(self, request: bytes) -> int:
+        [body] = self._sock.ask(request)
+        flags: int = ifinfmsg_flags.unpack_from(body)[0]
+        return flags
 
     def delete(self, index: int) -> None:
         """Remove an interface, and with it the other end of its cable."""

@@ -133,6 +133,8 @@ async def running_node_proxy(
             stderr=subprocess.STDOUT,
             env=env,
             pass_fds=(fd,),
+            # Ctrl-C on a terminal goes to a whole group; these are ended by us, in order.
+            start_new_session=True,
         )
     finally:
         os.close(fd)

@@ -1,21 +1,23 @@
 """Find the few rules that could match a flow among very many (performance.md 15).
 
-How it works. A rule matches only if each of its clauses does, and a clause only if one of its
-matches does, and a match only if each of its fields does. So for any one clause, and for one
-positive field in each of its matches, the elements of those fields are a set of *clues* of which
-at least one must be true of the flow. The rule is filed under these clues; `probes` lists every
-clue that is true of a flow, so looking those up finds each rule that matches and a few that do
-not. A rule with a clause-free or negative-only shape is filed under `ALWAYS`. The index is
-therefore a superset filter: it never decides, it only saves looking.
+How it works. A rule matches only if each of its clauses does, a clause only if one of its matches
+does, and a match only if each of its fields does. A positive field is a choice of *clues*, one
+for each element ("the namespace is shop", "the principal begins with x"); multiplied out, a rule
+becomes a few sets of clues, and it can match only flows of which one whole set is true. It is
+filed under each of its sets. Where that would be too many sets, clauses or fields are left out;
+negative fields always are. So the index is a superset filter: it never decides, it only saves
+looking.
 
-Among the possible clues of a rule we take those that are the least crowded when it is added.
+Clues of one `Kind` are compared with one and the same fact of the flow, so all sets of one shape
+(the same kinds in the same order) need one dictionary read together, however many they are.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
 
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, IpNetwork
@@ -23,14 +25,20 @@ from ztunnel.model.policy import Action, Match, MatchKind, Policy, Rule, StringM
 from ztunnel.model.workload import PolicyKey
 from ztunnel.state.addresses import address_bits, masked, prefix_shape
 
-# A kind and what it is compared with.
-Clue = tuple[str, object]
+# What is compared, and for prefixes, suffixes and masks how much of it; else 0.
+Kind: TypeAlias = tuple[str, int]
+Clue: TypeAlias = tuple[Kind, object]
+Clues: TypeAlias = tuple[Clue, ...]  # all must be true; none at all is always true
+Spot: TypeAlias = tuple[int, int]  # when the policy was stored, and the number of the rule
 
-ALWAYS: Clue = ("always", "")
-ANONYMOUS: Clue = ("identity", False)  # the flow has no identity
-AUTHENTICATED: Clue = ("identity", True)
+# More sets for one rule than this only if a single long list is to blame.
+SETS_PER_RULE_MAX = 64
+# Each shape costs every flow a dictionary read; beyond this, sets are cut down to one clue.
+SHAPES_MAX = 128
 
 NEVER = Match()  # a match with no field set never matches (dataplane.md 9.3)
+HAS_IDENTITY: Clue = (("identity", 0), True)
+HAS_NO_IDENTITY: Clue = (("identity", 0), False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +62,9 @@ class PolicyIndex:
         self.allows: dict[PolicyKey, Policy] = {}  # enforced ones: with any, silence means no
         self.dry_allows: dict[PolicyKey, Policy] = {}
         self._order = 0
-        self._buckets: dict[Clue, dict[tuple[int, int], Entry]] = {}
-        self._filed: dict[PolicyKey, list[tuple[Clue, tuple[int, int]]]] = {}
-        # How many clues there are of each prefix, suffix or mask length: these are probed.
-        self._lengths: dict[str, Counter[int]] = {}
+        # shape -> what the flow must show for each kind -> rules
+        self._shapes: dict[tuple[Kind, ...], dict[tuple[object, ...], dict[Spot, Entry]]] = {}
+        self._filed: dict[PolicyKey, list[tuple[Clues, Spot]]] = {}
 
     def add(self, policy: Policy) -> None:
         """File a policy, replacing one of the same key."""
@@ -68,138 +75,163 @@ class PolicyIndex:
             (self.dry_allows if policy.dry_run else self.allows)[policy.key] = policy
         filed = self._filed[policy.key] = []
         for number, rule in enumerate(policy.rules):
-            entry = Entry(policy, number)
-            spot = (self._order, number)
-            for clue in self._least_crowded(rule):
-                self._buckets.setdefault(clue, {})[spot] = entry
-                filed.append((clue, spot))
-                self._count_length(clue, 1)
+            entry, spot = Entry(policy, number), (self._order, number)
+            for clues in map(self._shortened, needs_of_rule(rule)):
+                shape, values = _split(clues)
+                table = self._shapes.setdefault(shape, {})
+                table.setdefault(values, {})[spot] = entry
+                filed.append((clues, spot))
 
     def remove(self, key: PolicyKey) -> None:
         """Forget a policy; unknown keys are no error."""
         self.policies.pop(key, None)
         self.allows.pop(key, None)
         self.dry_allows.pop(key, None)
-        for clue, spot in self._filed.pop(key, ()):
-            bucket = self._buckets[clue]
-            del bucket[spot]
+        for clues, spot in self._filed.pop(key, ()):
+            shape, values = _split(clues)
+            table = self._shapes.get(shape, {})
+            bucket = table.get(values, {})
+            # Gone already if two sets of one rule were cut down to the same clue.
+            bucket.pop(spot, None)
             if not bucket:
-                del self._buckets[clue]
-            self._count_length(clue, -1)
+                table.pop(values, None)
+            if not table:
+                self._shapes.pop(shape, None)
 
     def candidates(self, flow: Flow) -> list[Entry]:
         """Return, in stored order, a superset of the rules that match `flow`."""
-        if not self._buckets:
-            return []
-        found: dict[tuple[int, int], Entry] = {}
-        for clue in self._probes(flow):
-            if bucket := self._buckets.get(clue):
+        facts: dict[Kind, object] = {}
+        found: dict[Spot, Entry] = {}
+        for shape, table in self._shapes.items():
+            for kind in shape:
+                if kind not in facts:
+                    facts[kind] = _FACTS[kind[0]](flow, kind[1])
+            if bucket := table.get(tuple([facts[kind] for kind in shape])):
                 found.update(bucket)
-        return [found[spot] for spot in sorted(found)]
+        return [found[spot] for spot in sorted(found)] if found else []
 
-    def _least_crowded(self, rule: Rule) -> list[Clue]:
-        best: list[Clue] = [ALWAYS]
-        best_crowd: int | None = None
-        for clause in rule:
-            clues = list(dict.fromkeys(c for match in clause for c in self._clues_of_match(match)))
-            if not clause or ALWAYS in clues:
-                continue  # the clause, or one of its alternatives, may hold for anybody
-            crowd = sum(len(self._buckets.get(clue, ())) for clue in clues)
-            if best_crowd is None or crowd < best_crowd:
-                best, best_crowd = clues, crowd
-        return best
-
-    def _clues_of_match(self, match: Match) -> list[Clue]:
-        """Return clues of the match's least crowded field; none if it can never match."""
-        if match == NEVER:
-            return []
-        best: list[Clue] = [ALWAYS]
-        best_crowd: int | None = None
-        for clues in _fields(match):
-            if ALWAYS in clues:
-                continue
-            crowd = sum(len(self._buckets.get(clue, ())) for clue in clues)
-            if best_crowd is None or crowd < best_crowd:
-                best, best_crowd = clues, crowd
-        return best
-
-    def _count_length(self, clue: Clue, step: int) -> None:
-        kind, value = clue
-        if kind.endswith(("prefix", "suffix")):
-            assert isinstance(value, str)
-            length = len(value)
-        elif kind.startswith("cidr"):
-            assert isinstance(value, tuple)
-            length = value[0]
-        else:
-            return
-        lengths = self._lengths.setdefault(kind, Counter())
-        lengths[length] += step
-        if not lengths[length]:
-            del lengths[length]
-
-    def _probes(self, flow: Flow) -> Iterator[Clue]:
-        """Yield every clue that is true of `flow` and may be in use."""
-        yield ALWAYS
-        source = flow.source
-        if source is None:
-            yield ANONYMOUS
-            yield from self._probe_text("namespace", "")
-        else:
-            yield AUTHENTICATED
-            yield ("account", (source.namespace, source.service_account))
-            yield from self._probe_text("principal", source.principal)
-            yield from self._probe_text("namespace", source.namespace)
-        yield ("port", flow.destination.port)
-        yield from self._probe_address("source", flow.source_endpoint)
-        yield from self._probe_address("destination", flow.destination)
-
-    def _probe_text(self, field: str, text: str) -> Iterator[Clue]:
-        yield (field, text)
-        for length in self._lengths.get(f"{field} prefix", ()):
-            yield (f"{field} prefix", text[:length])
-        for length in self._lengths.get(f"{field} suffix", ()):
-            yield (f"{field} suffix", text[-length:] if length else "")
-
-    def _probe_address(self, field: str, endpoint: Endpoint) -> Iterator[Clue]:
-        kind = f"cidr{address_bits(endpoint.ip)} {field}"
-        for length in self._lengths.get(kind, ()):
-            yield (kind, (length, masked(endpoint.ip, length)))
+    def _shortened(self, clues: Clues) -> Clues:
+        if len(clues) > 1 and len(self._shapes) >= SHAPES_MAX:
+            return clues if _split(clues)[0] in self._shapes else clues[:1]
+        return clues
 
 
-def _fields(match: Match) -> Iterator[list[Clue]]:
-    """Yield, for each field that demands something positive, clues of which one must hold.
+def _split(clues: Clues) -> tuple[tuple[Kind, ...], tuple[object, ...]]:
+    return tuple([kind for kind, _ in clues]), tuple([value for _, value in clues])
 
-    Roughly from the most to the least telling, as the first of equals is taken.
+
+def needs_of_rule(rule: Rule) -> list[Clues]:
+    """Return sets of clues of which one is true of every flow that the rule matches.
+
+    No sets at all: the rule never matches.
     """
-    if match.principals:
-        yield [_text_clue("principal", wanted) for wanted in match.principals]
-    if match.service_accounts:
-        yield [("account", (m.namespace, m.service_account)) for m in match.service_accounts]
-    if match.source_ips:
-        yield [_cidr_clue("source", cidr) for cidr in match.source_ips]
-    if match.namespaces:
-        yield [_text_clue("namespace", wanted) for wanted in match.namespaces]
-    if match.destination_ips:
-        yield [_cidr_clue("destination", cidr) for cidr in match.destination_ips]
-    if match.destination_ports:
-        yield [("port", port) for port in match.destination_ports]
+    choices: list[Sequence[Clues]] = []
+    for clause in rule:
+        if not clause:
+            continue
+        choice = [clues for match in clause for clues in _needs_of_match(match)]
+        if () not in choice:  # else one alternative may hold for anybody
+            choices.append(choice)
+    return [tuple(clue for clues in needs for clue in clues) for needs in _multiply(choices)]
+
+
+def _needs_of_match(match: Match) -> list[Clues]:
+    return [] if match == NEVER else list(_multiply(_fields(match)))
+
+
+def _multiply(choices: Iterable[Sequence[Clue | Clues]]) -> Iterable[tuple]:
+    """Combine one of each choice, leaving out choices that would make it too many.
+
+    A long list may be multiplied with single elements only: that stays in proportion to what
+    somebody wrote.
+    """
+    kept: list[Sequence[object]] = []
+    count = 1
+    for choice in sorted(choices, key=len):
+        if count == 1 or len(choice) == 1 or count * len(choice) <= SETS_PER_RULE_MAX:
+            kept.append(choice)
+            count *= len(choice)
+    return product(*kept)
+
+
+def _fields(match: Match) -> list[list[Clue]]:
+    """Return for each field that demands something positive its clues; the most telling first."""
+    fields = [
+        [_text_clue("principal", wanted) for wanted in match.principals],
+        [(("account", 0), (m.namespace, m.service_account)) for m in match.service_accounts],
+        [_cidr_clue("source", cidr) for cidr in match.source_ips],
+        [_text_clue("namespace", wanted) for wanted in match.namespaces],
+        [_cidr_clue("destination", cidr) for cidr in match.destination_ips],
+        [(("port", 0), port) for port in match.destination_ports],
+    ]
+    telling = [[clue for clue in clues if clue] for clues in fields if clues and None not in clues]
     if any(unwanted.kind is MatchKind.PRESENCE for unwanted in match.not_principals):
-        yield [ANONYMOUS]  # a principal is never empty: this is how STRICT mutual TLS is written
+        # A principal is never empty: this is how STRICT mutual TLS is written.
+        telling.append([HAS_NO_IDENTITY])
+    return telling
 
 
-def _text_clue(field: str, wanted: StringMatch) -> Clue:
+def _text_clue(field: str, wanted: StringMatch) -> Clue | None:
+    """Return the clue for one element; None if it tells nothing."""
     match wanted.kind:
         case MatchKind.EXACT:
-            return (field, wanted.text)
+            return (field, 0), wanted.text
         case MatchKind.PREFIX:
-            return (f"{field} prefix", wanted.text)
+            return (f"{field} prefix", len(wanted.text)), wanted.text
         case MatchKind.SUFFIX:
-            return (f"{field} suffix", wanted.text)
+            return (f"{field} suffix", len(wanted.text)), wanted.text
         case MatchKind.PRESENCE:
-            return AUTHENTICATED if field == "principal" else ALWAYS
+            return HAS_IDENTITY if field == "principal" else None
 
 
 def _cidr_clue(field: str, cidr: IpNetwork) -> Clue:
     bits, length = prefix_shape(cidr)
-    return (f"cidr{bits} {field}", (length, masked(cidr.network_address, length)))
+    return (f"{field} of {bits}", length), masked(cidr.network_address, length)
+
+
+# What a flow shows for each kind; None, which no clue wants, when it has no such thing.
+
+
+def _principal(flow: Flow, _: int) -> str | None:
+    return flow.source.principal if flow.source else None
+
+
+def _principal_prefix(flow: Flow, length: int) -> str | None:
+    return flow.source.principal[:length] if flow.source else None
+
+
+def _principal_suffix(flow: Flow, length: int) -> str | None:
+    return _ending(flow.source.principal, length) if flow.source else None
+
+
+def _account(flow: Flow, _: int) -> tuple[str, str] | None:
+    return (flow.source.namespace, flow.source.service_account) if flow.source else None
+
+
+def _namespace(flow: Flow) -> str:
+    return flow.source.namespace if flow.source else ""
+
+
+def _ending(text: str, length: int) -> str:
+    return text[-length:] if length else ""
+
+
+def _masked(endpoint: Endpoint, bits: int, length: int) -> int | None:
+    return masked(endpoint.ip, length) if address_bits(endpoint.ip) == bits else None
+
+
+_FACTS: dict[str, Callable[[Flow, int], object]] = {
+    "identity": lambda flow, _: flow.source is not None,
+    "principal": _principal,
+    "principal prefix": _principal_prefix,
+    "principal suffix": _principal_suffix,
+    "account": _account,
+    "namespace": lambda flow, _: _namespace(flow),
+    "namespace prefix": lambda flow, length: _namespace(flow)[:length],
+    "namespace suffix": lambda flow, length: _ending(_namespace(flow), length),
+    "port": lambda flow, _: flow.destination.port,
+    "source of 32": lambda flow, length: _masked(flow.source_endpoint, 32, length),
+    "source of 128": lambda flow, length: _masked(flow.source_endpoint, 128, length),
+    "destination of 32": lambda flow, length: _masked(flow.destination, 32, length),
+    "destination of 128": lambda flow, length: _masked(flow.destination, 128, length),
+}

@@ -86,9 +86,9 @@ class AccessLog:
         time = self._pipeline.now()
         if self._pipeline.json:
             head = f'{{"level":"{level}","time":"{time}","scope":"access","message":"{message}"'
-            self.sink.write(f"{head}{fields}}}\n")
+            self._pipeline.writer.write(f"{head}{fields}}}\n")
         else:  # the first separator is the tab instead of a space
-            self.sink.write(f"{time}\t{level}\taccess\t{message}\t{fields[1:]}\n")
+            self._pipeline.writer.write(f"{time}\t{level}\taccess\t{message}\t{fields[1:]}\n")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from time import gmtime, strftime
 from ztunnel.model.network import Endpoint, HostPort
 from ztunnel.telemetry.filter import full_target
 
+SECOND_NS = 1_000_000_000
 Span = tuple[str, Mapping[str, object]]  # name and fields
 
 quoted = encode_basestring_ascii  # a string in quotes, good for both formats
@@ -29,18 +30,19 @@ _BARE_TYPES = (int, float, Endpoint, HostPort, IPv4Address, IPv6Address)
 class Timestamps:
     """Prints UTC times, remembering the text of the last second: 0.25 us instead of 1.5."""
 
-    __slots__ = ("_second", "_text")
+    __slots__ = ("_began_ns", "_ends_ns", "_text")
 
     def __init__(self) -> None:
-        self._second = -1
+        self._began_ns = self._ends_ns = 0
         self._text = ""
 
     def show(self, epoch_ns: int) -> str:
         """Print `2026-01-02T03:04:05.000678Z`."""
-        second, rest = divmod(epoch_ns, 1_000_000_000)
-        if second != self._second:
-            self._second, self._text = second, strftime("%Y-%m-%dT%H:%M:%S.", gmtime(second))
-        return f"{self._text}{rest // 1000:06}Z"
+        if not self._began_ns <= epoch_ns < self._ends_ns:
+            second = epoch_ns // SECOND_NS
+            self._began_ns, self._ends_ns = second * SECOND_NS, (second + 1) * SECOND_NS
+            self._text = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+        return "%s.%06dZ" % (self._text, (epoch_ns - self._began_ns) // 1000)  # noqa: UP031 faster
 
 
 def bare(text: str) -> str:

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ztunnel.telemetry.exposition import END, Count, Family, Kind
+from ztunnel.telemetry.log import PIPELINE
 from ztunnel.telemetry.traffic import Reporter, TrafficMetrics
+from ztunnel.telemetry.writer import LineWriter
 
 DNS_LABELS = (
     "request_query_type", "request_protocol", "source_canonical_service",
@@ -25,6 +27,7 @@ ON_DEMAND_DNS_LABELS = (
     "source_cluster", "hostname",
 )  # fmt: skip
 DNS_BUCKETS = (0.0005, 0.001, 0.01, 0.1, 1.0, 5.0)
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 HANDSHAKE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 UNSTABLE = " (unstable)"
 
@@ -32,8 +35,11 @@ UNSTABLE = " (unstable)"
 class Metrics:
     """One registry; made once, handed down."""
 
-    def __init__(self, *, version: str = "unknown") -> None:
+    def __init__(
+        self, *, version: str = "unknown", log_writer: LineWriter = PIPELINE.writer
+    ) -> None:
         self.traffic = TrafficMetrics()
+        self._log_writer = log_writer
         self._families: list[Family] = []
         self._declare_data_plane()
         self._declare_dns()
@@ -140,8 +146,13 @@ class Metrics:
             )
         )  # fmt: skip
         self.tunnels = self._gauge("ztunnel_tunnels", "HBONE connections open", "reporter")
-        self.loop_lag = self._gauge("ztunnel_event_loop_lag_max_seconds", "Longest stall lately")
-        self.log_dropped = self._counter("ztunnel_log_lines_dropped", "Log lines lost").count()
+        self.loop_lag_seconds = self._keep(
+            Family(
+                "ztunnel_event_loop_lag_seconds", "How late timers fire" + UNSTABLE,
+                kind=Kind.HISTOGRAM, unit="seconds", buckets=LAG_BUCKETS,
+            )
+        ).histogram()  # fmt: skip
+        self.tasks = self._gauge("ztunnel_tasks", "Tasks of the event loop").count()
 
     def _declare_process(self) -> None:
         gauge = Kind.GAUGE
@@ -152,6 +163,10 @@ class Metrics:
             Family(
                 "process_resident_memory_bytes", "Resident memory", kind=gauge, unit="bytes",
                 read=_resident_bytes,
+            ),
+            Family(
+                "ztunnel_log_lines_dropped", "Log lines lost",
+                read=lambda: self._log_writer.dropped,
             ),
             Family("ztunnel_gc_collections", "Garbage collections", read=_collections),
             Family(

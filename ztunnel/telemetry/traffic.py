@@ -11,7 +11,7 @@ series take the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -178,21 +178,15 @@ class TrafficMetrics:
         """Print the four stable families and the failures, in pieces."""
         every = list(self._by_text.values())
         for name, description, attribute in _PLAIN:
-            if any(getattr(series, attribute) for series in every):
-                yield f"# HELP {name} {description}\n# TYPE {name} counter\n"
-            for series in every:
-                if value := getattr(series, attribute):
-                    yield f"{name}_total{series.key(NO_FLAG)} {value}\n"
+            plain = ((series, NO_FLAG, getattr(series, attribute)) for series in every)
+            yield from _family(name, description, plain)
         for name, description, skipped in _BY_FLAG:
-            shown = [
-                f"{name}_total{series.key(flag)} {count}\n"
+            by_flag = (
+                (series, flag, 0 if flag == skipped else count)
                 for series in every
-                for flag, count in series.closed.items()
-                if flag != skipped
-            ]
-            if shown:
-                yield f"# HELP {name} {description}\n# TYPE {name} counter\n"
-            yield from shown
+                for flag, count in tuple(series.closed.items())
+            )
+            yield from _family(name, description, by_flag)
 
     def _find(self, labels: Labels) -> Series:
         series = Series(labels)
@@ -219,6 +213,17 @@ class TrafficMetrics:
             del self._by_text[text]
             self.forgotten += 1
         self._known.clear()
+
+
+def _family(
+    name: str, description: str, samples: Iterable[tuple[Series, str, int]]
+) -> Iterator[str]:
+    """Print one family; nothing at all while every sample is zero."""
+    head = f"# HELP {name} {description}\n# TYPE {name} counter\n"
+    for series, flag, value in samples:
+        if value:
+            yield f"{head}{name}_total{series.key(flag)} {value}\n"
+            head = ""
 
 
 _PLAIN = (

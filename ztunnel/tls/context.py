@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ztunnel.errors import TlsError
 from ztunnel.model.identity import Identity
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
+from ztunnel.tls.crl import Revocations
 from ztunnel.tls.keylog import KeyLog
 from ztunnel.tls.sealer import SealBuffer
 
@@ -24,7 +25,7 @@ CONTEXTS_MAX = 1024  # per role; far more identities than a node has pods
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TlsContext:
-    """One certificate in one role, ready for handshakes."""
+    """One certificate in one role, ready for handshakes; `revocations` None = not checked."""
 
     certificate: WorkloadCertificate
     server_side: bool
@@ -32,6 +33,7 @@ class TlsContext:
     key_log: KeyLog
     seal_buffer: SealBuffer
     own_records: bool
+    revocations: Revocations | None
 
 
 class TlsContexts:
@@ -40,7 +42,14 @@ class TlsContexts:
     All of them share one key log and one sealing buffer, as they run on one thread.
     """
 
-    def __init__(self, *, tls12_enabled: bool = False, own_records: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        tls12_enabled: bool = False,
+        own_records: bool = True,
+        revocations: Revocations | None = None,
+    ) -> None:
+        self.revocations = revocations
         self._tls12_enabled = tls12_enabled
         self._own_records = own_records
         self._key_log = KeyLog()
@@ -91,6 +100,7 @@ class TlsContexts:
             key_log=self._key_log,
             seal_buffer=self._seal_buffer,
             own_records=self._own_records,
+            revocations=self.revocations,
         )
         contexts.pop(certificate.identity, None)
         while len(contexts) >= CONTEXTS_MAX:

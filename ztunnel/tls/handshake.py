@@ -8,7 +8,9 @@ records under the application keys already.
 
 from __future__ import annotations
 
+import _ssl
 import ssl
+import sys
 from dataclasses import dataclass
 
 from ztunnel.errors import TlsError
@@ -114,6 +116,7 @@ class Handshake:
         Raises:
             TlsError: the result is not one we accept: not AES-GCM, another protocol than `h2`, an
                 unreadable certificate. `alert` holds what to send before closing.
+            RevokedError: a certificate of the peer's chain has been taken back.
         """
         assert self.done
         negotiated, version = self._object.cipher(), self._object.version()
@@ -126,6 +129,14 @@ class Handshake:
         except TlsError as exc:
             self._to_send += self._ssl_records().close_notify()
             raise self._failure(str(exc)) from exc
+        revocations = self._context.revocations
+        if revocations is not None:
+            try:
+                peer = peer.checked(verified_chain(self._object), revocations)
+            except TlsError as exc:
+                assert exc.code is not None
+                self._to_send += records.alert(exc.code)
+                raise self._failure(str(exc), type(exc)) from exc
         leftover, self._raw = self._raw, b""
         return Established(
             records=records,
@@ -209,8 +220,17 @@ class Handshake:
     def _ssl_records(self) -> SslObjectRecords:
         return SslObjectRecords(self._object, self._incoming, self._outgoing)
 
-    def _failure(self, text: str) -> TlsError:
-        return TlsError(f"tls handshake error: {text}", alert=self._to_send)
+    def _failure(self, text: str, kind: type[TlsError] = TlsError) -> TlsError:
+        return kind(f"tls handshake error: {text}", alert=self._to_send)
+
+
+def verified_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
+    """Give the path that OpenSSL verified: DER, leaf first, anchor last."""
+    if sys.version_info >= (3, 13):
+        return ssl_object.get_verified_chain()
+    # Public only from Python 3.13; the private method is there since 3.10.
+    chain = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
+    return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain]
 
 
 def _record_end(raw: bytes, at: int) -> int:

@@ -5,16 +5,17 @@ The chain was verified by OpenSSL; here only names count (dataplane.md 3.2, 7.3)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 from cryptography import x509
 
-from ztunnel.errors import PeerIdentityError, TlsError
+from ztunnel.errors import PeerIdentityError, RevokedError, TlsError
 from ztunnel.model.identity import Identity, TrustDomain
 from ztunnel.tls.alerts import Alert
 from ztunnel.tls.certificate import istio_identities, uri_names
+from ztunnel.tls.crl import Link, Revocations
 
 SHOWN_MAX = 8  # names in an error text; a peer may bring thousands
 SHOWN_CHARACTERS_MAX = 256
@@ -22,13 +23,17 @@ SHOWN_CHARACTERS_MAX = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerCertificate:
-    """What a peer showed; `identities` are the URI names that parse as Istio's, in order."""
+    """What a peer showed; `identities` are the URI names that parse as Istio's, in order.
+
+    `links` are what revocation needs to know of the verified chain; empty if that is not checked.
+    """
 
     leaf_der: bytes
     uri_sans: tuple[str, ...]
     identities: tuple[Identity, ...]
     not_after: float  # Unix seconds
     serial: int
+    links: tuple[Link, ...] = ()
 
     @classmethod
     def parse(cls, leaf_der: bytes) -> Self:
@@ -53,6 +58,25 @@ class PeerCertificate:
             not_after=not_after,
             serial=serial,
         )
+
+    def checked(self, chain: Sequence[bytes], revocations: Revocations) -> Self:
+        """Give the same with the links of its verified chain (DER, leaf first).
+
+        Raises:
+            RevokedError: a certificate of the chain has been taken back.
+            TlsError: the chain cannot be read.
+        """
+        try:
+            links = revocations.links(chain)
+        except ValueError as exc:
+            raise TlsError(f"peer's chain: {exc}", code=Alert.BAD_CERTIFICATE) from exc
+        revoked = revocations.revoked(links)
+        if revoked is not None:
+            raise RevokedError(
+                f"peer certificate revoked by CRL (serial {revoked.serial:x})",
+                code=Alert.CERTIFICATE_REVOKED,
+            )
+        return replace(self, links=links)
 
 
 def verify_server(peer: PeerCertificate, expected: Collection[Identity]) -> Identity:

@@ -29,6 +29,7 @@ log = get("transport")
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
+BROKEN = select.EPOLLERR
 HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 INTEREST = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
 

@@ -4,11 +4,13 @@ How it works: nothing here is async and nothing is buffered that could be left w
 the tunnel, the HTTP/2 windows and the tunnel's socket say how much is read from the local socket.
 Towards the local socket, credit goes back only for bytes that it took, so the peer stops by itself;
 what it did not take is kept, and that is at most one window. A FIN is carried as a FIN and an abort
-as an abort, in both directions (dataplane.md 6.6 and 17.14).
+as an abort, in both directions (dataplane.md 6.6 and 17.14). An application that answers and leaves
+without reading on has its answer delivered (17.15).
 """
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ from ztunnel.transport.buffers import (
     areas,
     grown,
 )
-from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
+from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, WRITABLE
 from ztunnel.transport.sockets import GONE
 from ztunnel.wire.hbone.connection import pack_data_header
 
@@ -48,7 +50,10 @@ class StreamRelay:
     """A local socket joined to a stream of a tunnel; also the stream's owner and the handler."""
 
     __slots__ = (
+        "_broken",
+        "_deaf",
         "_ended",
+        "_heard_bytes",
         "_hung_up",
         "_local_ended",
         "_pending",
@@ -82,7 +87,10 @@ class StreamRelay:
         self._pending: deque[memoryview] | None = None
         self._unit = UNIT_FIRST
         self._uncounted = 0  # pending bytes that are ours and no peer's
-        self._readable = self._hung_up = self._local_ended = self._remote_ended = False
+        self._deaf: OSError | None = None  # why the application takes no more
+        self._heard_bytes = 0  # what it had said by then
+        self._broken = self._readable = self._hung_up = False
+        self._local_ended = self._remote_ended = False
         stream.owner = self
 
     # The reactor calls these.
@@ -95,6 +103,7 @@ class StreamRelay:
             self._send_pending()
         if events & HUNG_UP:
             self._hung_up = True
+            self._broken = self._broken or bool(events & BROKEN)
         if events & (READABLE | HUNG_UP):
             self._readable = True
             self.pump()
@@ -112,6 +121,10 @@ class StreamRelay:
         budget = READS_PER_TURN
         while self._readable and not self._local_ended and self._ended is not None:
             room = core.sendable(self._stream)
+            if room <= 0 and self._broken:
+                # A peer that does not read would keep us from ever seeing the abort.
+                self._local_failed(ConnectionResetError(errno.ECONNRESET, "reset"))
+                return
             if tunnel.blocked or (room <= 0 and core.send_window <= 0):
                 tunnel.wait(self)
                 return
@@ -162,16 +175,34 @@ class StreamRelay:
         tunnel.send_frames(offset)
 
     def _local_eof(self) -> None:
+        deaf = self._deaf
+        if deaf is not None and self.read_bytes == self._heard_bytes:
+            self._local_failed(deaf)  # it had nothing more to say: no end, an abort
+            return
         self._local_ended = True
         self._readable = False
         self._tunnel.core.finish(self._stream)
         self._tunnel.flush_later()
-        self._finish_if_done()
+        if deaf is None:
+            self._finish_if_done()
+        else:
+            self._local_failed(deaf)
 
     def _local_failed(self, error: OSError) -> None:
         """The application is gone: abort the stream, unless both sides had finished."""
-        self._abort_stream(H2_CANCEL)
+        # After a whole answer NO_ERROR says "stop sending", and the answer counts (RFC 9113 s8.1).
+        self._abort_stream(H2_NO_ERROR if self._local_ended else H2_CANCEL)
         self._end(None if error.errno in GONE else PeerError(f"io error: {error.strerror}"))
+
+    def _deafened(self, error: OSError) -> None:
+        """The application takes no more, but may have said something before: carry that first."""
+        if self._local_ended or error.errno not in GONE:
+            self._local_failed(error)
+            return
+        self._pending = None
+        self._deaf, self._heard_bytes = error, self.read_bytes
+        self._readable = self._hung_up = True
+        self.pump()
 
     def preface(self, data: bytes) -> None:
         """Give the application `data` before anything else; not counted, and not the peer's."""
@@ -180,7 +211,7 @@ class StreamRelay:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._local_failed(error)
+            self._deafened(error)
             return
         if sent < len(data):
             self._uncounted = len(data) - sent
@@ -190,7 +221,7 @@ class StreamRelay:
 
     def on_data(self, event: DataReceived) -> None:
         """Give the bytes to the local socket; keep what it does not take."""
-        if self._ended is None:
+        if self._ended is None or self._deaf is not None:
             return
         chunks = event.chunks
         if self._pending is not None:
@@ -204,7 +235,7 @@ class StreamRelay:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._local_failed(error)
+            self._deafened(error)
             return
         self._credit(sent)
         if sent < event.size:
@@ -263,7 +294,7 @@ class StreamRelay:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._local_failed(error)
+                self._deafened(error)
                 return
             self._credit(sent)
             drop(pending, sent)

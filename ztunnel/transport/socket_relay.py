@@ -6,12 +6,13 @@ from the other until it has gone, so a slow reader holds its own sender only.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from ztunnel.errors import PeerError
 from ztunnel.linux.sockopt import reset_on_close
 from ztunnel.transport.buffers import PLAIN_VIEW, UNIT_FIRST, grown
-from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
+from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, WRITABLE
 from ztunnel.transport.sockets import GONE
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class SocketSide:
         "_pair",
         "_pending",
         "_readable",
+        "deaf",
         "ended",
+        "heard_bytes",
         "moved_bytes",
         "peer",
         "sock",
@@ -44,6 +47,8 @@ class SocketSide:
         self.peer: SocketSide = self  # the pair joins the two
         self.moved_bytes = 0  # received here and taken by the peer's socket
         self.ended = False  # a FIN came and was passed on
+        self.deaf: OSError | None = None  # why it takes no more
+        self.heard_bytes = 0  # what it had said by then
         self.unit = UNIT_FIRST
         self._pair = pair
         self._pending: memoryview | None = None  # received here, not yet taken by the peer
@@ -57,6 +62,10 @@ class SocketSide:
             self.peer.resume()
         if events & HUNG_UP:
             self._hung_up = True
+            if events & BROKEN and self._pending is not None:
+                # A peer that does not read would keep us from ever seeing the abort.
+                self._pair.aborted(ConnectionResetError(errno.ECONNRESET, "reset"))
+                return
         if events & (READABLE | HUNG_UP):
             self._readable = True
             self.pump()
@@ -71,9 +80,9 @@ class SocketSide:
             self.pump()
 
     def pump(self) -> None:
-        """Read here and send there until one of the two would block, or the turn's share is used."""
+        """Read here and send there until one of them would block or the turn is used up."""
         for _ in range(READS_PER_TURN):
-            if not self._readable or self.ended or self._pending is not None or self._pair.over:
+            if not self._readable or self._is_held or self._pair.over:
                 return
             try:
                 size = self.sock.recv_into(PLAIN_VIEW, self.unit)
@@ -98,7 +107,8 @@ class SocketSide:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._pair.aborted(error)
+            self._pending = None
+            self._pair.deafened(self.peer, error)
             return False
         self.moved_bytes += sent
         if sent == len(data):
@@ -108,7 +118,21 @@ class SocketSide:
         self._pending = memoryview(bytes(data[sent:]))
         return False
 
+    @property
+    def _is_held(self) -> bool:
+        """Whether nothing more is to be read: it has ended, or its peer takes no more."""
+        return self.ended or self._pending is not None or self.peer.deaf is not None
+
+    def drain(self, error: OSError) -> None:
+        """Take no more, but pass on what was said before."""
+        self.deaf, self.heard_bytes = error, self.moved_bytes
+        self._readable = self._hung_up = True
+        self.pump()
+
     def _pass_on_end(self) -> None:
+        if self.deaf is not None:
+            self._pair.drained(self.deaf, said_more=self.moved_bytes > self.heard_bytes)
+            return
         self.ended = True
         try:
             self.peer.sock.shutdown(1)
@@ -161,6 +185,22 @@ class SocketRelay:
         """One side reset or vanished: the other side sees the same, which is not a failure."""
         gone = error.errno in GONE
         self._end(None if gone else PeerError(f"io error: {error.strerror}"), abort=True)
+
+    def deafened(self, side: SocketSide, error: OSError) -> None:
+        """`side` takes no more, but may have said something before: pass that on first."""
+        if side.ended:
+            self._end(None, abort=False)
+        elif error.errno in GONE:
+            side.drain(error)
+        else:
+            self.aborted(error)
+
+    def drained(self, error: OSError, *, said_more: bool) -> None:
+        """Whoever takes no more has said all: that counts as an end, silence as an abort."""
+        if said_more:
+            self._end(None, abort=False)
+        else:
+            self.aborted(error)
 
     def finish_if_done(self) -> None:
         """End in good order when both directions have."""
