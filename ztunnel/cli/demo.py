@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import signal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 USAGE = """\
-usage: ztunnel demo [--keep | --down]
+usage: ztunnel demo [--keep | --down] [--name NAME]
 
 Build a mesh of two nodes and four pods out of network namespaces on this machine, run a real node
 proxy on each node, and show what a mesh promises. Needs root and a kernel with nftables. Nothing of
@@ -33,9 +34,10 @@ the machine's own network is changed, and nothing is left behind, whatever ends 
 options:
   --keep   leave the mesh up afterwards and say how to enter a pod
   --down   remove a mesh that was kept
+  --name   what a kept mesh and its namespaces are called (default: ztdemo)
 """
 
-PREFIX = "ztdemo"
+NAME_CHARACTERS = 20
 OUT_OF_TIME_SECONDS = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESH_FILE = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
@@ -43,28 +45,44 @@ MESH_FILE = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
 
 def run_demo(words: Sequence[str]) -> int:
     """Run the command; 0 only if every expectation held."""
-    options = set(words)
-    if options & {"-h", "--help"}:
+    if {"-h", "--help"} & set(words):
         sys.stdout.write(USAGE)
         return 0
-    if unknown := options - {"--keep", "--down", kept.BACKGROUND}:
-        sys.stderr.write(f"ztunnel demo: unknown option {min(unknown)!r}\n\n{USAGE}")
-        return 1
+    parser = argparse.ArgumentParser(prog="ztunnel demo", add_help=False, usage=USAGE[7:])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--keep", action="store_true")
+    which.add_argument("--down", action="store_true")
+    parser.add_argument("--name", default=kept.DEFAULT_PREFIX, type=mesh_name)
+    parser.add_argument(kept.BACKGROUND, action="store_true", dest="background")
+    options = parser.parse_args(words)
     if os.geteuid() != 0:
         sys.stderr.write("ztunnel demo: needs root, to make network namespaces: try sudo\n")
         return 1
     return build_or_remove(options)
 
 
-def build_or_remove(options: set[str]) -> int:
+def mesh_name(text: str) -> str:
+    """Check a name, which becomes part of file names.
+
+    Raises:
+        argparse.ArgumentTypeError: it is too long, or holds other than letters and digits.
+    """
+    if not (text.isascii() and text.isalnum() and len(text) <= NAME_CHARACTERS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: up to {NAME_CHARACTERS} letters and digits, please"
+        )
+    return text
+
+
+def build_or_remove(options: argparse.Namespace) -> int:
     """Do what valid options ask for."""
     structlog.configure(processors=[drop])
     try:
-        if "--down" in options:
-            return kept.take_down(PREFIX, say=print)
-        if "--keep" in options and kept.BACKGROUND not in options:
-            return kept.start(PREFIX, say=print)
-        return trio.run(tour, "--keep" in options)
+        if options.down:
+            return kept.take_down(options.name, say=print)
+        if options.keep and not options.background:
+            return kept.start(options.name, say=print)
+        return trio.run(tour, options.name, options.keep)
     except ZtunnelError as error:
         sys.stderr.write(f"ztunnel demo: {error}\n")
         return 1
@@ -83,7 +101,7 @@ def fail(error: BaseException) -> int:
     return 1
 
 
-async def tour(keep: bool) -> int:  # noqa: FBT001 - trio.run passes positional arguments only
+async def tour(prefix: str, keep: bool) -> int:  # noqa: FBT001 - trio.run passes them so
     """Build the mesh, take the tour, give the exit status; a signal ends it early and cleanly."""
     status = 1
     failure: BaseException | None = None
@@ -93,7 +111,7 @@ async def tour(keep: bool) -> int:  # noqa: FBT001 - trio.run passes positional 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(obey, signals, everything)
                 with trio.fail_after(math.inf if keep else OUT_OF_TIME_SECONDS):
-                    status = await run_steps(keep=keep)
+                    status = await run_steps(prefix, keep=keep)
                 nursery.cancel_scope.cancel(reason="the demo is over")
         except* (ZtunnelError, OSError, trio.TooSlowError) as group:
             failure = first(group)
@@ -111,11 +129,11 @@ async def obey(signals: AsyncIterator[int], everything: trio.CancelScope) -> Non
         everything.cancel(reason="interrupted")
 
 
-async def run_steps(*, keep: bool) -> int:
+async def run_steps(prefix: str, *, keep: bool) -> int:
     """Do what the tour is about."""
     started = time.perf_counter()
     print("Building two nodes and four pods from network namespaces ...", flush=True)
-    async with dev_mesh(MESH_FILE, prefix=PREFIX, keep=keep) as mesh:
+    async with dev_mesh(MESH_FILE, prefix=prefix, keep=keep) as mesh:
         print(f"The mesh is up after {seconds_since(started)}: {described(mesh)}\n", flush=True)
         results = await take_tour(mesh, say=say, good=green, bad=red)
         held, total = sum(results), len(results)
@@ -124,7 +142,7 @@ async def run_steps(*, keep: bool) -> int:
         )
         print(f"\nverdict: {verdict}, in {seconds_since(started)}", flush=True)
         if keep:
-            await kept.stay(PREFIX, mesh)
+            await kept.stay(prefix, mesh)
     return 0 if held == total else 1
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ztunnel.devmesh.mesh import DevMesh
 
 BACKGROUND = "--in-background"  # said by us to ourselves only
+DEFAULT_PREFIX = "ztdemo"
 RUN_FOLDER = Path("/run")
 DOWN_SECONDS = 15.0
 END_OF_OUTPUT = "(kept)"
@@ -37,13 +38,20 @@ def pid_file(prefix: str) -> Path:
     return RUN_FOLDER / f"{prefix}.pid"
 
 
+def down_command(prefix: str) -> str:
+    """Say how to remove a kept mesh."""
+    return "ztunnel demo --down" + ("" if prefix == DEFAULT_PREFIX else f" --name {prefix}")
+
+
 def start(prefix: str, *, say: Callable[[str], None]) -> int:
     """Run the tour in the background, print what it prints, and leave the mesh up."""
     if holder(prefix) is not None:
-        raise ConfigError("a mesh is kept already; remove it with: ztunnel demo --down")
+        raise ConfigError(
+            f"a mesh of that name is kept already; remove it with: {down_command(prefix)}"
+        )
     sweep(prefix)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ztunnel", "demo", "--keep", BACKGROUND],
+        [sys.executable, "-m", "ztunnel", "demo", "--keep", "--name", prefix, BACKGROUND],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -77,7 +85,7 @@ async def stay(prefix: str, mesh: DevMesh) -> None:
         print("Look at a node's proxy:")
         for name in mesh.nodes:
             print(f"  nsenter --net=/run/netns/{prefix}-{name} curl localhost:15000/config_dump")
-        print("Remove it with:\n  ztunnel demo --down")
+        print(f"Remove it with:\n  {down_command(prefix)}")
         print(END_OF_OUTPUT, flush=True)
         silence()
         await trio.sleep_forever()

@@ -6,6 +6,8 @@ Interface indexes are chosen by the caller, so that nothing has to be looked up:
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -15,8 +17,10 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from ztunnel.linux.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_REPLACE,
     NetlinkSocket,
+    attributes_in,
     encode,
 )
 from ztunnel.linux.netns import PodNetns
@@ -26,7 +30,12 @@ NETLINK_ROUTE = 0
 LOOPBACK_INDEX = 1
 
 _NEW_LINK, _DELETE_LINK, _NEW_ADDRESS, _NEW_ROUTE, _DELETE_ROUTE = 16, 17, 20, 24, 25  # RTM_*
+_GET_LINK = 18
+_LINK_HEADER = struct.Struct("=4xi8x")  # struct ifinfomsg: index
+_IFLA_OPERSTATE = 16
+_OPERSTATE_UP = 6  # IF_OPER_UP: the kernel has seen the carrier and uses the interface
 _IFF_UP = 1
+_RUNNING_SECONDS = 2.0  # it takes a millisecond
 _IFA_F_NODAD = 2  # usable at once: nobody else can have the address here
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _TABLE_MAIN = 254
@@ -89,16 +98,18 @@ class Links:
         Raises:
             TimeoutError: it does not; maybe the other end of the cable is not up.
         """
-        request = encode(_link(index, []), kind=_GET_LINK, flags=0, sequence=1)
         deadline = time.monotonic() + _RUNNING_SECONDS
-        while not self._flags(request) & _IFF_RUNNING:
+        while self._state(index) != _OPERSTATE_UP:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"interface {index} does not get ready")
 
-    def _flags(self, request: bytes) -> int:
-        [body] = self._sock.ask(request)
-        flags: int = ifinfmsg_flags.unpack_from(body)[0]
-        return flags
+    def _state(self, index: int) -> int | None:
+        request = encode(_link(0, []), kind=_GET_LINK, flags=NLM_F_DUMP, sequence=1)
+        for body in self._sock.dump(request):
+            if _LINK_HEADER.unpack_from(body)[0] == index:
+                attributes = dict(attributes_in(body[_LINK_HEADER.size :]))
+                return attributes[_IFLA_OPERSTATE][0]
+        return None
 
     def delete(self, index: int) -> None:
         """Remove an interface, and with it the other end of its cable."""

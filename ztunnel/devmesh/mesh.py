@@ -1,7 +1,8 @@
 """A whole mesh on one machine: cluster, enrolled pods, one real node proxy per node.
 
-Built from one static configuration: each workload in it becomes a pod on its node. Here stands what
-on a cluster the node agent does: redirect a pod, then hand its namespace to the node's proxy.
+Built from one static configuration: each workload in it becomes a pod on its node. HBONE
+ones are enrolled, unless they speak it themselves (`nativeTunnel`). Here stands what on a cluster
+the node agent does: redirect a pod, then hand its namespace to the node's proxy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ztunnel.devmesh.cluster import Cluster, Member, Node, Pod
 from ztunnel.devmesh.node_proxy import NodeProxy, explain_death, running_node_proxy
 from ztunnel.errors import ConfigError, ResourceError
 from ztunnel.identity.dev_ca import DevelopmentCa
-from ztunnel.model.workload import PodUid
+from ztunnel.model.workload import PodUid, TunnelProtocol
 from ztunnel.wire.zds import PodInfo
 from ztunnel.xds.local import parse_local_config
 
@@ -147,7 +148,8 @@ async def dev_mesh(
             )
         await wait_ready(mesh)
         for workload in config.workloads:
-            await mesh.enrol(workload)
+            if workload.protocol is TunnelProtocol.HBONE and not workload.native_tunnel:
+                await mesh.enrol(workload)
         yield mesh
 
 
