@@ -134,8 +134,8 @@ class Policies:
         if index is not None:
             index.remove(key)
             if not index.policies:
+                # Sets that still hold it find nothing in it, and go when it has a successor.
                 del self._by_namespace[old.namespace]
-                self._forget(lambda namespace, _: namespace == old.namespace)
         self._forget(lambda _, keys: key in keys)
         return old
 

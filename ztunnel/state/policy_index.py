@@ -14,10 +14,10 @@ Clues of one `Kind` are compared with one and the same fact of the flow, so all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, IpNetwork
@@ -25,14 +25,19 @@ from ztunnel.model.policy import Action, Match, MatchKind, Policy, Rule, StringM
 from ztunnel.model.workload import PolicyKey
 from ztunnel.state.addresses import address_bits, masked, prefix_shape
 
+T = TypeVar("T")
+
 # What is compared, and for prefixes, suffixes and masks how much of it; else 0.
 Kind: TypeAlias = tuple[str, int]
 Clue: TypeAlias = tuple[Kind, object]
 Clues: TypeAlias = tuple[Clue, ...]  # all must be true; none at all is always true
+Shape: TypeAlias = tuple[Kind, ...]
+Values: TypeAlias = tuple[object, ...]
 Spot: TypeAlias = tuple[int, int]  # when the policy was stored, and the number of the rule
 
-# More sets for one rule than this only if a single long list is to blame.
-SETS_PER_RULE_MAX = 64
+# One rule may become this many sets, or this many times the elements that somebody wrote.
+SETS_MAX = 64
+SETS_PER_ELEMENT_MAX = 4
 # Each shape costs every flow a dictionary read; beyond this, sets are cut down to one clue.
 SHAPES_MAX = 128
 
@@ -54,6 +59,16 @@ class Entry:
         return self.policy.rules[self.rule_number]
 
 
+class _Table:
+    """The rules whose needs have one shape, by what a flow must show for each kind of it."""
+
+    __slots__ = ("rows", "shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.rows: dict[Values, dict[Spot, Entry]] = {}
+
+
 class PolicyIndex:
     """Policies of one scope, filed by what their rules need."""
 
@@ -62,9 +77,8 @@ class PolicyIndex:
         self.allows: dict[PolicyKey, Policy] = {}  # enforced ones: with any, silence means no
         self.dry_allows: dict[PolicyKey, Policy] = {}
         self._order = 0
-        # shape -> what the flow must show for each kind -> rules
-        self._shapes: dict[tuple[Kind, ...], dict[tuple[object, ...], dict[Spot, Entry]]] = {}
-        self._filed: dict[PolicyKey, list[tuple[Clues, Spot]]] = {}
+        self._tables: dict[Shape, _Table] = {}
+        self._filed: dict[PolicyKey, list[tuple[_Table, Values, Spot]]] = {}
 
     def add(self, policy: Policy) -> None:
         """File a policy, replacing one of the same key."""
@@ -76,48 +90,45 @@ class PolicyIndex:
         filed = self._filed[policy.key] = []
         for number, rule in enumerate(policy.rules):
             entry, spot = Entry(policy, number), (self._order, number)
-            for clues in map(self._shortened, needs_of_rule(rule)):
-                shape, values = _split(clues)
-                table = self._shapes.setdefault(shape, {})
-                table.setdefault(values, {})[spot] = entry
-                filed.append((clues, spot))
+            for clues in needs_of_rule(rule):
+                table, values = self._place_for(clues)
+                table.rows.setdefault(values, {})[spot] = entry
+                filed.append((table, values, spot))
 
     def remove(self, key: PolicyKey) -> None:
         """Forget a policy; unknown keys are no error."""
         self.policies.pop(key, None)
         self.allows.pop(key, None)
         self.dry_allows.pop(key, None)
-        for clues, spot in self._filed.pop(key, ()):
-            shape, values = _split(clues)
-            table = self._shapes.get(shape, {})
-            bucket = table.get(values, {})
+        for table, values, spot in self._filed.pop(key, ()):
+            row = table.rows.get(values, {})
             # Gone already if two sets of one rule were cut down to the same clue.
-            bucket.pop(spot, None)
-            if not bucket:
-                table.pop(values, None)
-            if not table:
-                self._shapes.pop(shape, None)
+            row.pop(spot, None)
+            if not row:
+                table.rows.pop(values, None)
+            if not table.rows:
+                self._tables.pop(table.shape, None)
 
     def candidates(self, flow: Flow) -> list[Entry]:
         """Return, in stored order, a superset of the rules that match `flow`."""
         facts: dict[Kind, object] = {}
         found: dict[Spot, Entry] = {}
-        for shape, table in self._shapes.items():
-            for kind in shape:
+        for table in self._tables.values():
+            for kind in table.shape:
                 if kind not in facts:
                     facts[kind] = _FACTS[kind[0]](flow, kind[1])
-            if bucket := table.get(tuple([facts[kind] for kind in shape])):
-                found.update(bucket)
+            if row := table.rows.get(tuple([facts[kind] for kind in table.shape])):
+                found.update(row)
         return [found[spot] for spot in sorted(found)] if found else []
 
-    def _shortened(self, clues: Clues) -> Clues:
-        if len(clues) > 1 and len(self._shapes) >= SHAPES_MAX:
-            return clues if _split(clues)[0] in self._shapes else clues[:1]
-        return clues
-
-
-def _split(clues: Clues) -> tuple[tuple[Kind, ...], tuple[object, ...]]:
-    return tuple([kind for kind, _ in clues]), tuple([value for _, value in clues])
+    def _place_for(self, clues: Clues) -> tuple[_Table, Values]:
+        shape = tuple([kind for kind, _ in clues])
+        table = self._tables.get(shape)
+        if table is None:
+            if len(clues) > 1 and len(self._tables) >= SHAPES_MAX:
+                return self._place_for(clues[:1])
+            table = self._tables[shape] = _Table(shape)
+        return table, tuple([value for _, value in clues])
 
 
 def needs_of_rule(rule: Rule) -> list[Clues]:
@@ -139,16 +150,14 @@ def _needs_of_match(match: Match) -> list[Clues]:
     return [] if match == NEVER else list(_multiply(_fields(match)))
 
 
-def _multiply(choices: Iterable[Sequence[Clue | Clues]]) -> Iterable[tuple]:
-    """Combine one of each choice, leaving out choices that would make it too many.
-
-    A long list may be multiplied with single elements only: that stays in proportion to what
-    somebody wrote.
-    """
-    kept: list[Sequence[object]] = []
+def _multiply(choices: Iterable[Sequence[T]]) -> Iterator[tuple[T, ...]]:
+    """Combine one of each choice, leaving out choices that would make it too many."""
+    offered = sorted(choices, key=len)
+    budget = max(SETS_MAX, SETS_PER_ELEMENT_MAX * sum(map(len, offered)))
+    kept: list[Sequence[T]] = []
     count = 1
-    for choice in sorted(choices, key=len):
-        if count == 1 or len(choice) == 1 or count * len(choice) <= SETS_PER_RULE_MAX:
+    for choice in offered:
+        if count * len(choice) <= budget:
             kept.append(choice)
             count *= len(choice)
     return product(*kept)
@@ -156,7 +165,7 @@ def _multiply(choices: Iterable[Sequence[Clue | Clues]]) -> Iterable[tuple]:
 
 def _fields(match: Match) -> list[list[Clue]]:
     """Return for each field that demands something positive its clues; the most telling first."""
-    fields = [
+    fields: list[list[Clue | None]] = [
         [_text_clue("principal", wanted) for wanted in match.principals],
         [(("account", 0), (m.namespace, m.service_account)) for m in match.service_accounts],
         [_cidr_clue("source", cidr) for cidr in match.source_ips],

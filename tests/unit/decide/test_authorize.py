@@ -11,6 +11,8 @@ from tests.support.builders import (
     NOBODY,
     a_flow,
     a_policy,
+    a_store,
+    a_workload,
     allow,
     an_account,
     an_identity,
@@ -21,7 +23,7 @@ from ztunnel.decide.authorize import Permit, Refusal, authorize, authorize_outbo
 from ztunnel.decide.classify import illegal_ports
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, IpNetwork
-from ztunnel.model.policy import Action, Match, MatchKind, Policy, StringMatch
+from ztunnel.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 
 FROM_FRONTEND = a_flow()
 PRINCIPAL = "cluster.local/ns/shop/sa/frontend"
@@ -106,6 +108,13 @@ def test_a_verdict_names_policy_and_rule() -> None:
     assert (refusal.policy, refusal.rule_number) == (stop, 1)
 
 
+def test_the_policies_of_a_store_are_asked() -> None:
+    store = a_store(a_policy("nothing", scope=PolicyScope.NAMESPACE, rules=()))
+    assert isinstance(authorize(FROM_FRONTEND, store.policies.for_workload(a_workload())), Refusal)
+    elsewhere = store.policies.for_workload(a_workload(ns="bank"))
+    assert isinstance(authorize(FROM_FRONTEND, elsewhere), Permit)
+
+
 def test_nobody_else_can_make_a_permit() -> None:
     with pytest.raises(TypeError, match="only authorize"):
         Permit(destination=FROM_FRONTEND.destination, flow=FROM_FRONTEND, mint=object())
@@ -118,7 +127,7 @@ def test_a_permit_cannot_be_altered_into_another() -> None:
     assert isinstance(permit, Permit)
     elsewhere = Endpoint.parse("192.0.2.99:22")
     with pytest.raises((TypeError, ValueError)):
-        dataclasses.replace(permit, destination=elsewhere)
+        dataclasses.replace(permit, destination=elsewhere)  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):
         permit.destination = elsewhere  # type: ignore[misc]
     assert copy.copy(permit) == permit
@@ -269,7 +278,7 @@ def naive_match(m: Match, flow: Flow) -> bool:
     namespace = who.namespace if who else ""
     tests = [
         (m.namespaces, m.not_namespaces, lambda e: text_holds(e, namespace)),
-        (m.principals, m.not_principals, lambda e: text_holds(e, who and who.principal)),
+        (m.principals, m.not_principals, lambda e: text_holds(e, who.principal if who else None)),
         (
             m.service_accounts,
             m.not_service_accounts,

@@ -223,6 +223,21 @@ def test_a_pick_sees_every_change() -> None:
     assert names(store, open_to_all) == {"a"}
 
 
+def test_what_is_remembered_for_one_question_is_not_the_answer_to_another() -> None:
+    service = a_service(port_map={80: 8080, 81: 8081})
+    gateway = a_gateway("far/192.0.2.1")
+    store = a_store(
+        service,
+        an_endpoint("near", services={KEY: {}}),
+        an_endpoint("far", ips=[], network="far", network_gateway=gateway),
+    )
+    assert names(store, service) == {"near", "far"}
+    assert names(store, service, source=a_workload("there", network="far")) == {"near"}
+    found = choose(store, service, port=81)
+    assert found is not None
+    assert found.port == 8081
+
+
 def test_callers_in_many_places_do_not_fill_the_memory() -> None:
     service = balanced(BalanceMode.FAILOVER, Scope.NODE)
     store = a_store(service, an_endpoint("a", node="n7"))

@@ -1,294 +1,43 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 
 from tests.support.builders import a_gateway, a_service, a_store, a_workload, an_identity
-from ztunnel.decide.route import Hop, OutboundRequest, ResolveHostname, Route, UnknownAddress, route
+from tests.support.routing import (
+    BEHIND_GATEWAY,
+    GATEWAY_POD,
+    HBONE,
+    KEY,
+    LOCAL_POD,
+    REMOTE_GATEWAY,
+    REMOTE_WAYPOINT,
+    SICK_POD,
+    SOURCE,
+    TO_GATEWAY,
+    VIA_WAYPOINT,
+    WAYPOINT_SERVICE,
+    a_pod,
+    a_remote_pod,
+    a_vip_service,
+    a_waypoint,
+    ask,
+    hop,
+    summary,
+)
+from ztunnel.decide.route import Hop, ResolveHostname, UnknownAddress
 from ztunnel.errors import RouteError
-from ztunnel.model.network import Endpoint, Network, parse_ip
+from ztunnel.model.network import parse_ip
 from ztunnel.model.service import (
-    BalanceMode,
     HealthPolicy,
     IpFamilies,
     LoadBalancer,
-    Scope,
-    Service,
     Visibility,
     WeightedWaypoint,
 )
-from ztunnel.model.workload import Health, NetworkMode, TunnelProtocol, Workload
+from ztunnel.model.workload import NetworkMode
 from ztunnel.state.store import Store
-
-HBONE = TunnelProtocol.HBONE
-SOURCE = a_workload("client", ns="ns", ips=["127.0.0.1"])
-KEY = "ns/example.com"
-REMOTE_GATEWAY = a_gateway("remote/10.22.1.1", 15009)
-GATEWAY_POD = a_workload("gateway", ns="east", sa="gateway", ips=["10.22.1.1"], network="remote")
-
-
-def ask(
-    store: Store, target: str, *, source: Workload = SOURCE, seed: int = 0, **more: Any
-) -> Route:
-    request = OutboundRequest(
-        source=source, source_ip=parse_ip("127.0.0.1"), target=Endpoint.parse(target)
-    )
-    return route(request, store, network=Network(""), rng=random.Random(seed), **more)
-
-
-def hop(store: Store, target: str, **more: Any) -> Hop:
-    answer = ask(store, target, **more)
-    assert isinstance(answer, Hop)
-    return answer
-
-
-def summary(answer: Hop) -> str:
-    """Write a hop as the acceptance vectors do."""
-    return f"{answer.protocol} / {answer.authority or '-'} / {answer.peer}"
-
-
-def a_pod(name: str = "server", ip: str = "127.0.0.2", **more: Any) -> Workload:
-    return a_workload(name, ns="ns", sa=name, ips=[ip], **more)
-
-
-def a_vip_service(**more: Any) -> Service:
-    return a_service("example.com", ns="ns", vips=["127.0.0.3"], **more)
-
-
-def a_remote_pod(**more: Any) -> Workload:
-    return a_workload(
-        "remote",
-        ns="ns",
-        ips=[],
-        network="remote",
-        services={KEY: {80: 8080}},
-        protocol=HBONE,
-        **more,
-    )
-
-
-def a_waypoint(ip: str = "127.0.0.10", **more: Any) -> Workload:
-    return a_workload("waypoint", ns="ns", sa="waypoint", ips=[ip], protocol=HBONE, **more)
-
-
-BEHIND_GATEWAY = a_remote_pod(network_gateway=REMOTE_GATEWAY)
-NETWORK_FIRST = LoadBalancer((Scope.NETWORK,), BalanceMode.FAILOVER)
-LOCAL_POD = a_pod(protocol=HBONE, services={KEY: {80: 8080}})
-SICK_POD = a_pod(protocol=HBONE, services={KEY: {80: 8080}}, health=Health.UNHEALTHY)
-TO_GATEWAY = "DOUBLEHBONE / example.com:80 / 10.22.1.1:15009"
-VIA_WAYPOINT = a_gateway("/127.0.0.10")
-GATEWAY_SERVICE = a_service("gw.example.com", ns="east", port_map={15009: 15008})
-GATEWAY_ENDPOINT = a_workload(
-    "gw", ns="east", ips=["127.0.0.5"], services={"east/gw.example.com": {15009: 15008}}
-)
-REMOTE_WAYPOINT = a_workload(
-    "remote-waypoint",
-    ns="ns",
-    ips=[],
-    network="remote",
-    network_gateway=REMOTE_GATEWAY,
-    services={"ns/waypoint.example.com": {15008: 15008}},
-)
-WAYPOINT_SERVICE = a_service("waypoint.example.com", ns="ns", port_map={15008: 15008})
-
-
-@pytest.mark.parametrize(
-    ("things", "target", "expected"),
-    [
-        pytest.param([], "1.2.3.4:80", "TCP / - / 1.2.3.4:80", id="nothing is known"),
-        pytest.param(
-            [a_vip_service(), BEHIND_GATEWAY, GATEWAY_POD],
-            "127.0.0.3:80",
-            TO_GATEWAY,
-            id="a remote endpoint behind a gateway given by address",
-        ),
-        pytest.param(
-            [
-                a_vip_service(),
-                a_remote_pod(network_gateway=a_gateway("east/gw.example.com", 15009)),
-                GATEWAY_SERVICE,
-                GATEWAY_ENDPOINT,
-            ],
-            "127.0.0.3:80",
-            "DOUBLEHBONE / example.com:80 / 127.0.0.5:15008",
-            id="a remote endpoint behind a gateway given by name",
-        ),
-        pytest.param(
-            [
-                a_vip_service(waypoint=a_gateway("ns/waypoint.example.com")),
-                WAYPOINT_SERVICE,
-                REMOTE_WAYPOINT,
-                GATEWAY_POD,
-            ],
-            "127.0.0.3:80",
-            TO_GATEWAY,
-            id="the service's waypoint is in another network",
-        ),
-        pytest.param(
-            [a_vip_service(load_balancer=NETWORK_FIRST), LOCAL_POD, BEHIND_GATEWAY, GATEWAY_POD],
-            "127.0.0.3:80",
-            "HBONE / 127.0.0.2:8080 / 127.0.0.2:15008",
-            id="the local pod is preferred",
-        ),
-        pytest.param(
-            [a_vip_service(load_balancer=NETWORK_FIRST), SICK_POD, BEHIND_GATEWAY, GATEWAY_POD],
-            "127.0.0.3:80",
-            TO_GATEWAY,
-            id="the local pod is unhealthy",
-        ),
-        pytest.param([a_pod()], "127.0.0.2:80", "TCP / - / 127.0.0.2:80", id="a pod without HBONE"),
-        pytest.param(
-            [a_pod(protocol=HBONE)],
-            "127.0.0.2:80",
-            "HBONE / 127.0.0.2:80 / 127.0.0.2:15008",
-            id="a pod with HBONE",
-        ),
-        pytest.param(
-            [a_pod(protocol=HBONE, waypoint=VIA_WAYPOINT), a_waypoint()],
-            "127.0.0.2:80",
-            "HBONE / 127.0.0.2:80 / 127.0.0.10:15008",
-            id="the pod has a waypoint",
-        ),
-        pytest.param(
-            [
-                a_workload(
-                    "dual",
-                    ns="ns",
-                    ips=["127.0.0.4", "ff06::c3"],
-                    protocol=HBONE,
-                    waypoint=a_gateway("/127.0.0.11"),
-                ),
-                a_workload("wp", ns="ns", ips=["127.0.0.11", "ff06::c5"], protocol=HBONE),
-            ],
-            "[ff06::c3]:80",
-            "HBONE / [ff06::c3]:80 / 127.0.0.11:15008",
-            id="a waypoint given by its v4 address serves a v6 client",
-        ),
-        pytest.param(
-            [a_vip_service(waypoint=VIA_WAYPOINT), LOCAL_POD, a_waypoint()],
-            "127.0.0.3:80",
-            "HBONE / 127.0.0.3:80 / 127.0.0.10:15008",
-            id="the service has a waypoint",
-        ),
-        pytest.param(
-            [
-                a_vip_service(port_map={80: 0}),
-                a_pod("other", "127.0.0.6", services={KEY: {8080: 9090}}),
-                a_pod(services={KEY: {80: 1234}}),
-            ],
-            "127.0.0.3:80",
-            "TCP / - / 127.0.0.2:1234",
-            id="a named port",
-        ),
-        pytest.param(
-            [
-                a_vip_service(),
-                a_pod("a", network_mode=NetworkMode.HOST_NETWORK),
-                a_pod("b", network_mode=NetworkMode.HOST_NETWORK, services={KEY: {80: 8080}}),
-            ],
-            "127.0.0.3:80",
-            "TCP / - / 127.0.0.2:8080",
-            id="a host-network pod through its service",
-        ),
-        pytest.param(
-            [a_service("open.example.com", ns="ns", vips=["1.2.3.4"], load_balancer=LoadBalancer(
-                mode=BalanceMode.PASSTHROUGH))],
-            "1.2.3.4:80",
-            "TCP / - / 1.2.3.4:80",
-            id="a PASSTHROUGH service",
-        ),
-        pytest.param(
-            [
-                a_service(
-                    "open.example.com",
-                    ns="ns",
-                    vips=["1.2.3.4"],
-                    load_balancer=LoadBalancer(mode=BalanceMode.PASSTHROUGH),
-                    waypoint=VIA_WAYPOINT,
-                ),
-                a_waypoint(),
-            ],
-            "1.2.3.4:80",
-            "HBONE / 1.2.3.4:80 / 127.0.0.10:15008",
-            id="a PASSTHROUGH service with a waypoint",
-        ),
-    ],
-)  # fmt: skip
-def test_acceptance_vectors(things: list[Workload | Service], target: str, expected: str) -> None:
-    assert summary(hop(a_store(SOURCE, *things), target)) == expected
-
-
-@pytest.mark.parametrize(
-    ("things", "target", "message"),
-    [
-        pytest.param(
-            [a_vip_service(), a_remote_pod()],
-            "127.0.0.3:80",
-            "no healthy upstream: 127.0.0.3:80",
-            id="a remote endpoint without address or gateway is none",
-        ),
-        pytest.param(
-            [
-                a_vip_service(),
-                a_workload("far", ips=["10.9.9.9"], network="remote", services={KEY: {80: 80}}),
-            ],
-            "127.0.0.3:80",
-            "no valid routing destination for workload: lab//Pod/shop/far",
-            id="a remote endpoint with an address but no gateway",
-        ),
-        pytest.param(
-            [a_vip_service(), BEHIND_GATEWAY],
-            "127.0.0.3:80",
-            "unknown network gateway: network gateway remote/10.22.1.1 not found",
-            id="an unknown gateway",
-        ),
-        pytest.param(
-            [a_vip_service()],
-            "127.0.0.3:80",
-            "no healthy upstream: 127.0.0.3:80",
-            id="no endpoints",
-        ),
-        pytest.param(
-            [a_vip_service(), LOCAL_POD],
-            "127.0.0.3:81",
-            "no healthy upstream: 127.0.0.3:81",
-            id="an undeclared port",
-        ),
-        pytest.param(
-            [a_vip_service(), SICK_POD],
-            "127.0.0.3:80",
-            "no healthy upstream: 127.0.0.3:80",
-            id="only an unhealthy endpoint",
-        ),
-        pytest.param(
-            [a_vip_service(waypoint=VIA_WAYPOINT), LOCAL_POD],
-            "127.0.0.3:80",
-            "unknown waypoint: waypoint /127.0.0.10 not found",
-            id="an unknown waypoint by address",
-        ),
-        pytest.param(
-            [a_pod(waypoint=a_gateway("ns/wp.example.com"))],
-            "127.0.0.2:80",
-            "unknown waypoint: waypoint wp.example.com not found",
-            id="an unknown waypoint by name",
-        ),
-        pytest.param(
-            [
-                a_vip_service(ip_families=IpFamilies.IPV6_ONLY),
-                a_pod(services={KEY: {80: 8080}}, protocol=HBONE),
-            ],
-            "127.0.0.3:80",
-            "no valid routing destination for workload: lab//Pod/ns/server",
-            id="no address of the service's family",
-        ),
-    ],
-)
-def test_refused(things: list[Workload | Service], target: str, message: str) -> None:
-    with pytest.raises(RouteError) as caught:
-        ask(a_store(SOURCE, *things), target)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -445,6 +194,13 @@ def test_a_workload_that_is_also_a_vip_keeps_both_waypoint_rules() -> None:
     assert str(hop(store, "127.0.0.2:80").peer) == "127.0.0.11:15008"
 
 
+def test_a_workload_in_another_network_is_not_reached_through_its_waypoint() -> None:
+    far = a_remote_pod(network_gateway=REMOTE_GATEWAY, waypoint=VIA_WAYPOINT)
+    both = a_service("example.com", ns="ns", vips=["127.0.0.2"])
+    store = a_store(a_pod(), both, far, a_waypoint(), GATEWAY_POD)
+    assert summary(hop(store, "127.0.0.2:80")) == TO_GATEWAY
+
+
 def test_a_workload_that_is_also_a_vip_takes_undeclared_ports_itself() -> None:
     vm = a_pod(services={KEY: {80: 8080}})
     service = a_service("example.com", ns="ns", vips=["127.0.0.2"])
@@ -473,8 +229,9 @@ def test_a_workload_with_only_a_name_must_be_resolved() -> None:
     assert isinstance(answer, ResolveHostname)
     assert answer.hostname == "db.example.org"
     found = [parse_ip("2001:db8::9"), parse_ip("198.51.100.9")]
-    resolved = answer.resolved(found, random.Random(0))
-    assert summary(resolved) == "HBONE / 198.51.100.9:5432 / 198.51.100.9:15008"
+    for seed in range(10):
+        resolved = answer.resolved(found, random.Random(seed))
+        assert summary(resolved) == "HBONE / 198.51.100.9:5432 / 198.51.100.9:15008"
     assert str(answer.resolved(found[:1], random.Random(0)).peer) == "[2001:db8::9]:15008"
 
 
@@ -488,6 +245,15 @@ def test_a_name_without_addresses_is_an_error() -> None:
         "but valid dns response had no A/AAAA records"
     )
     assert str(answer.failed()) == "no ip addresses were resolved for workload: lab//Pod/ns/db"
+
+
+def test_without_a_service_there_is_no_way_into_another_network() -> None:
+    vm = a_pod(network="")
+    source = a_workload("client", ns="ns", ips=["127.0.0.1"], network="elsewhere")
+    store = a_store(vm, a_service("example.com", ns="ns", vips=["127.0.0.2"]))
+    with pytest.raises(RouteError) as caught:
+        ask(store, "127.0.0.2:22", source=source)
+    assert str(caught.value) == "no service for target address: 127.0.0.2:22"
 
 
 def test_on_demand_asks_once_for_an_unknown_address() -> None:
