@@ -57,6 +57,7 @@ from ztunnel.model.settings import (
     server_url,
     setting,
     shown,
+    trust_domains,
     worker_count,
     workers,
     workload_info,
@@ -77,8 +78,6 @@ WINDOW_MAX = 2**31 - 1  # RFC 9113 s6.9.1
 FRAME_MIN, FRAME_MAX = 16384, 16777215  # RFC 9113 s4.2
 MARK_MAX = 2**32 - 1
 SHOWN_VALUE_CHARS = 80
-
-
 _HEADER_PREFIXES = ("XDS_HEADER_", "CA_HEADER_")
 _SECRETS = ("AUTH_TOKEN", *_HEADER_PREFIXES)
 DEFAULT_SERVER = ServerUrl("localhost", ISTIOD_PORT)
@@ -108,6 +107,9 @@ class Config:
     service_account: str | None = setting("SERVICE_ACCOUNT", "", optional(str))
     instance_ip: str | None = setting("INSTANCE_IP", "", optional(str))
     trust_domain: TrustDomain = setting("TRUST_DOMAIN", "cluster.local", TrustDomain)
+    trust_domain_aliases: tuple[TrustDomain, ...] = setting(  # beside a certificate's own
+        "TRUST_DOMAINS", "", trust_domains, "trustDomains"
+    )
     alternative_xds_hostname: str | None = setting(
         "ALT_XDS_HOSTNAME", "", optional(str), "altXdsHostname"
     )
@@ -357,13 +359,9 @@ class _Reader:
         return mesh.merged(self.get("PROXY_CONFIG", ProxyConfig.parse, ""))
 
     def _workers(self, cpus: int) -> int:
+        names = ("CPU_LIMIT", "RESOURCE_CPU_LIMIT", "RESOURCE_CPU_REQUEST")
         limit, other_limit, request = (
-            self.get(name, optional(integer(0)), "") or 0
-            for name in (
-                "ZTUNNEL_CPU_LIMIT",
-                "ZTUNNEL_RESOURCE_CPU_LIMIT",
-                "ZTUNNEL_RESOURCE_CPU_REQUEST",
-            )
+            self.get(f"ZTUNNEL_{name}", optional(integer(0)), "") or 0 for name in names
         )
         wanted = self.get("ZTUNNEL_WORKER_THREADS", workers, "")
         if not wanted and self.proxy_config.concurrency is not None:
@@ -374,7 +372,7 @@ class _Reader:
         text = self.env.get("AUTH_TOKEN", TOKEN_FILE)
         try:
             self.read_file(text)
-        except PermissionError:
+        except (PermissionError, UnicodeDecodeError):
             pass  # it is there; the certificate request will say what is wrong with it
         except (OSError, ValueError):
             literal = Source(SourceKind.LITERAL, text)

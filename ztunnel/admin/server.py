@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from html import escape
 from http import HTTPStatus
+from pathlib import Path
 
 import trio
 
@@ -53,19 +54,20 @@ _NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 async def listen(host: str, port: int, *, mend: str) -> trio.SocketListener:
-    """Open a listening socket on the address `host`; `::` takes IPv4 as well, or alone if need be.
+    """Open a listening socket on the address `host`; `::` takes IPv4 as well.
+
+    On a kernel without IPv6 `::` means all IPv4 addresses.
 
     Raises:
         ConfigError: the address cannot be had; the message says how to `mend` that.
     """
+    if host == "::" and not _has_ipv6():
+        host = "0.0.0.0"  # noqa: S104 every address is meant
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
     except OSError as exc:
-        if host == "::" and exc.errno == errno.EAFNOSUPPORT:  # a kernel without IPv6
-            return await listen("0.0.0.0", port, mend=mend)  # noqa: S104 every address is meant
-        raise ConfigError(_bind_failure(shown, exc, mend)) from exc
+        raise ConfigError(_bind_failure(host, port, exc, mend)) from exc
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -74,8 +76,12 @@ async def listen(host: str, port: int, *, mend: str) -> trio.SocketListener:
         sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
-        raise ConfigError(_bind_failure(shown, exc, mend)) from exc
+        raise ConfigError(_bind_failure(host, port, exc, mend)) from exc
     return trio.SocketListener(sock)
+
+
+def _has_ipv6() -> bool:
+    return Path("/proc/net/if_inet6").exists()
 
 
 async def listen_on_loopback(port: int, *, mend: str) -> list[trio.SocketListener]:
@@ -90,13 +96,14 @@ async def listen_on_loopback(port: int, *, mend: str) -> list[trio.SocketListene
     except ConfigError as exc:
         cause = exc.__cause__
         if not (isinstance(cause, OSError) and cause.errno in _NO_IPV6):
-            await listeners[0].aclose()
+            listeners[0].socket.close()
             raise
     return listeners
 
 
-def _bind_failure(address: str, exc: OSError, mend: str) -> str:
+def _bind_failure(host: str, port: int, exc: OSError, mend: str) -> str:
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return f"failed to bind to address {address}: {reason} ({mend})"
 
 
@@ -108,18 +115,19 @@ async def serve(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until `draining` is set; then close the listeners and let requests finish."""
-    busy = 0
+    busy: dict[trio.CancelScope, None] = {}
 
     async def answer(stream: trio.SocketStream) -> None:
-        nonlocal busy
-        if busy >= CONNECTIONS_MAX:
-            await trio.aclose_forcefully(stream)
-            return
-        busy += 1
-        try:
-            await serve_connection(stream, routes)
-        finally:
-            busy -= 1
+        if len(busy) >= CONNECTIONS_MAX:  # the oldest goes: a flood of idlers must not stop a probe
+            oldest = next(iter(busy))
+            del busy[oldest]
+            oldest.cancel()
+        with trio.CancelScope() as scope:
+            busy[scope] = None
+            try:
+                await serve_connection(stream, routes)
+            finally:
+                busy.pop(scope, None)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from ztunnel.model.identity import Namespace, ServiceAccount
+from ztunnel.model.identity import Namespace, ServiceAccount, TrustDomain
 from ztunnel.model.network import Endpoint
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ _UNIT_SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1} | {
 }  # fmt: skip
 _HEADER_NAME = re.compile(r"[a-z0-9_.-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_TRUST_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,255}")  # capitals: the check is case-sensitive
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|[smhdw])")
 
 
@@ -153,6 +154,18 @@ def workload_info(text: str) -> WorkloadInfo:
             return WorkloadInfo(Namespace(namespace), name, ServiceAccount(account))
         case _:
             raise ValueError("three parts are needed; write namespace/name/service-account")
+
+
+def trust_domains(text: str) -> tuple[TrustDomain, ...]:
+    """Read a comma list of trust domains.
+
+    Raises:
+        ValueError: one of them cannot be the first part of a SPIFFE URI.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not all(_TRUST_DOMAIN.fullmatch(name) for name in names):
+        raise ValueError("not trust domains; write for example cluster.local,old.example")
+    return tuple(TrustDomain(name) for name in names)
 
 
 def compliance(text: str) -> bool:

@@ -92,6 +92,10 @@ class Metrics:
             "istio_crl_untracked_connections", "Tunnels no revocation can find", "reporter"
         )
 
+        self.crl_loads = self._counter(
+            "ztunnel_crl_loads", "Attempts to load the revocation lists", "result"
+        )
+
     def _declare_dns(self) -> None:
         self.dns_requests = self._counter("istio_dns_requests", "DNS queries", *DNS_LABELS)
         self.dns_upstream_requests = self._counter(

@@ -37,6 +37,7 @@ class LineWriter:
         self._lines: deque[str] = deque()
         self._rest = b""  # encoded, not yet written
         self._torn = False  # the last byte written was inside a line
+        self._poll: select.poll | None = None
         self._wanted: trio.Event | None = None  # set when lines came; None while `run` does not run
 
     def write(self, line: str) -> None:
@@ -90,9 +91,10 @@ class LineWriter:
             await trio.sleep(POLL_SECONDS)
 
     def _is_writable(self, timeout_seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        return bool(poll.poll(timeout_seconds * 1000))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.fd, select.POLLOUT)
+        return bool(self._poll.poll(timeout_seconds * 1000))
 
     def _write_piece(self) -> None:
         if self._torn and not self._rest:  # the end of that line was given up
