@@ -47,6 +47,11 @@ _FAMILY_NAMES: dict[int, str] = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"
 _NOT_THERE = frozenset(
     {errno.ENOENT, errno.ESRCH, errno.EAFNOSUPPORT, errno.ENODEV, errno.EOPNOTSUPP}
 )
+# A kernel without IPv6 has nothing to redirect there; without IPv4 something is very wrong.
+_NO_FAMILY: dict[int, frozenset[int]] = {
+    socket.AF_INET: frozenset(),
+    socket.AF_INET6: frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ def _route(family: int) -> _Step:
         flags=NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
         sequence=1,
     )
-    return _Step(f"add {_FAMILY_NAMES[family]} local route to table {ROUTE_TABLE}", data)
+    label = f"add {_FAMILY_NAMES[family]} local route to table {ROUTE_TABLE}"
+    return _Step(label, data, _NO_FAMILY[family])
 
 
 def _no_route(family: int) -> _Step:
@@ -145,7 +151,7 @@ def _rule(family: int) -> _Step:
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     data = encode(_rule_message(family), kind=_NEW_RULE, flags=flags, sequence=1)
     label = f"add {_FAMILY_NAMES[family]} rule for mark {CONNECTION_MARK:#x}"
-    return _Step(label, data, frozenset({errno.EEXIST}))
+    return _Step(label, data, _NO_FAMILY[family] | {errno.EEXIST})
 
 
 def _no_rule(family: int) -> _Step:

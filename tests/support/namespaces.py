@@ -16,7 +16,6 @@ from ztunnel.linux import sockopt
 from ztunnel.linux.netns import PodNetns
 
 DEADLINE_SECONDS = 5.0
-NOT_CAPTURED_SECONDS = 0.3
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
 needs_nft = pytest.mark.skipif(shutil.which("nft") is None, reason="needs the nft program")

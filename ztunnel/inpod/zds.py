@@ -31,6 +31,7 @@ from ztunnel.wire.zds import (
 CONNECT_DELAY_SECONDS_MIN = 0.02  # as the reference: doubling, forever
 CONNECT_DELAY_SECONDS_MAX = 15.0
 RETRY_SECONDS = 5.0  # how often pending pods are tried again
+SEND_SECONDS = 5.0  # an agent that reads no answers for so long is gone
 
 log = structlog.get_logger(component="zds")
 
@@ -107,14 +108,14 @@ class AgentLink:
     async def _serve_once(self) -> NoReturn:
         with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_SEQPACKET) as sock:
             await sock.connect(self._path)
-            await sock.send(self._session.connected())
+            await _send(sock, self._session.connected())
             self._release(frozenset())
             self._retry_at = math.inf
             log.info("connected to node agent", path=self._path)
             self._announce(connected=True)
             problem = await self._converse(sock)
             # The reference ends its process on some of these; other pods must not suffer here.
-            await sock.send(encode_ack(str(problem)))
+            await _send(sock, encode_ack(str(problem)))
             raise problem
 
     async def _converse(self, sock: trio.socket.SocketType) -> PeerError:
@@ -136,7 +137,7 @@ class AgentLink:
                 else:
                     answer = await self._digest(message)
                     self._announce(connected=True)  # before the agent can act on the answer
-                    await sock.send(answer)
+                    await _send(sock, answer)
             except PeerError as exc:
                 return exc
 
@@ -209,6 +210,13 @@ async def _receive(sock: trio.socket.SocketType) -> fdpass.Message | None:
         fdpass.READ_BYTES, fdpass.ANCILLARY_BYTES, fdpass.RECEIVE_FLAGS
     )
     return fdpass.unpack(data, control, flags)
+
+
+async def _send(sock: trio.socket.SocketType, data: bytes) -> None:
+    with trio.move_on_after(SEND_SECONDS) as scope:
+        await sock.send(data)
+    if scope.cancelled_caught:
+        raise UnreachableError("the node agent does not read our answers")
 
 
 def _delays() -> Iterator[float]:

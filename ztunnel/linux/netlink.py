@@ -157,20 +157,27 @@ def messages_in(chunk: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         at += _align(length)
 
 
+def attributes_in(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split attributes into (kind, value)."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, data[at + _ATTRIBUTE.size : at + length]
+        at += _align(length)
+
+
 def _explain(number: int, flags: int, body: bytes) -> str:
     """Read the kernel's own words, which it may add to an error (netlink extended ack)."""
     text = os.strerror(number)
     if not flags & _NLM_F_ACK_TLVS:
         return text
-    at = 4 + HEADER.size  # the error number and, with CAP_ACK, only the header of the request
-    while at + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, at)
-        if length < _ATTRIBUTE.size:
-            break
+    # After the error number comes, with CAP_ACK, only the header of the request.
+    for kind, value in attributes_in(body[4 + HEADER.size :]):
         if kind == _NLMSGERR_ATTR_MSG:
-            words = body[at + _ATTRIBUTE.size : at + length].rstrip(b"\0")
+            words = value.rstrip(b"\0")
             return f"{text} ({words.decode('utf-8', 'replace')})"
-        at += _align(length)
     return text
 
 

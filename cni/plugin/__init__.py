@@ -1,0 +1,1 @@
+"""The CNI plugin: one process per pod and command, standard library only."""
