@@ -49,6 +49,17 @@ def describe_hop(record: Record, identity: Identity, workload: Workload, hop: Ho
     )
 
 
+def describe_far_side(
+    record: Record, labels: Labels, baggage: Baggage, identity: Identity | None
+) -> Labels:
+    """Replace a double tunnel's destination by what its far end says of itself."""
+    record.destination_workload = baggage.workload_name
+    record.destination_namespace = baggage.namespace
+    record.destination_identity = identity
+    record.destination_cluster = baggage.cluster_id
+    return labels._replace(destination=_party(baggage, identity))
+
+
 def describe_admission(
     record: Record,
     node: NodeContext,
@@ -112,6 +123,10 @@ def _party_of_baggage(record: Record, baggage: Baggage, identity: Identity | Non
     record.source_namespace = baggage.namespace
     record.source_identity = identity
     record.source_cluster = baggage.cluster_id
+    return _party(baggage, identity)
+
+
+def _party(baggage: Baggage, identity: Identity | None) -> Party:
     return Party(
         workload=baggage.workload_name or "",
         canonical_service=baggage.canonical_name or "",

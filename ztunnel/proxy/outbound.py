@@ -25,7 +25,8 @@ from ztunnel.errors import (
 )
 from ztunnel.linux.sockopt import original_destination, reset_on_close
 from ztunnel.proxy.connection import Connection
-from ztunnel.proxy.labels import describe_hop
+from ztunnel.proxy.double import InnerConnection
+from ztunnel.proxy.labels import describe_far_side, describe_hop
 from ztunnel.proxy.requests import tunnel_request
 from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.traffic import Reporter
@@ -34,12 +35,13 @@ from ztunnel.transport.pool import PoolKey
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.resolver import resolve
 from ztunnel.transport.socket_relay import SocketRelay
-from ztunnel.wire.headers import Traceparent
+from ztunnel.wire.headers import BAGGAGE, Traceparent, parse_baggage, values_of
 
 if TYPE_CHECKING:
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
+    from ztunnel.telemetry.traffic import Labels
     from ztunnel.transport.pool import Pool
     from ztunnel.transport.reactor import Deadline
     from ztunnel.transport.sockets import Socket
@@ -58,6 +60,8 @@ class OutboundConnection(Connection):
         "_deadline",
         "_dial",
         "_hop",
+        "_inner",
+        "_labels",
         "_may_retry",
         "_permit",
         "_pool",
@@ -65,6 +69,7 @@ class OutboundConnection(Connection):
         "_sock",
         "_stream",
         "_target",
+        "_traceparent",
         "_tunnel",
     )
 
@@ -86,6 +91,9 @@ class OutboundConnection(Connection):
         self._stream: Stream | None = None
         self._relay: StreamRelay | SocketRelay | None = None
         self._deadline: Deadline | None = None
+        self._inner: InnerConnection | None = None
+        self._labels: Labels | None = None
+        self._traceparent = Traceparent.new(context.node.rng)
         self._may_retry = True
 
     # What the connection dump shows.
@@ -157,12 +165,18 @@ class OutboundConnection(Connection):
         self._hop, self._permit = hop, permit
         self.actual = hop.peer
         self.context.live.outbound[self] = None
-        labels = describe_hop(self.record, self.context.identity(workload), workload, hop)
-        self.opened(self.context.node.metrics.traffic.traffic(labels))
+        self._labels = describe_hop(self.record, self.context.identity(workload), workload, hop)
+        if hop.protocol is not HopProtocol.DOUBLE_HBONE:
+            self._open_books()
         if hop.protocol is HopProtocol.TCP:
             self._connect_plain(hop, permit)
         else:
             self._connect_tunnel(workload)
+
+    def _open_books(self) -> None:
+        """Count and log the connection, as everything about it is known."""
+        assert self._labels is not None
+        self.opened(self.context.node.metrics.traffic.traffic(self._labels))
 
     def _connect_plain(self, hop: Hop, permit: Permit) -> None:
         sock = self.context.sockets.dial(permit, hop.peer)
@@ -188,12 +202,14 @@ class OutboundConnection(Connection):
         hop = self._hop
         assert hop is not None
         assert hop.authority is not None
+        inside = self._inner is not None
         headers = tunnel_request(
             hop.authority,
             workload=workload,
             source=self.source,
             service=hop.service,
-            traceparent=Traceparent.new(self.context.node.rng),
+            traceparent=self._traceparent,
+            network=self.context.node.config.network if inside else None,
         )
         try:
             stream = tunnel.open(headers, self)
@@ -217,11 +233,35 @@ class OutboundConnection(Connection):
         assert stream is not None
         self._cancel_deadline()
         self._stream = None
+        if self.protocol is HopProtocol.DOUBLE_HBONE:
+            if self._inner is None:
+                self.wait_for(lambda: self._go_inside(tunnel, stream))
+                return
+            self._name_far_side(event)
         relay = StreamRelay(self.context.node.reactor, self._sock, tunnel, stream, self.end)
         self._relay = relay
         self.context.node.reactor.register(self._sock, relay)
         if event.ended:
             relay.on_end()
+
+    async def _go_inside(self, outer: Tunnel, stream: Stream) -> None:
+        """Run the inner connection of a double tunnel through the outer stream."""
+        hop, workload = self._hop, self.context.workload()
+        assert hop is not None
+        assert workload is not None
+        self._inner = InnerConnection(self.context.node, self.end)
+        identity = self.context.identity(workload)
+        await self._inner.establish(outer, stream, hop.inner_expected, identity)
+        inner = self._inner.tunnel
+        if not self.is_over and inner is not None:
+            self._open_stream(workload, inner)
+
+    def _name_far_side(self, event: ResponseReceived) -> None:
+        assert self._labels is not None
+        assert self._inner is not None
+        answer = parse_baggage(values_of(event.headers, BAGGAGE))
+        self._labels = describe_far_side(self.record, self._labels, answer, self._inner.peer)
+        self._open_books()
 
     def on_data(self, event: DataReceived) -> None:
         """Nothing: the core delivers no data before the answer, and then the relay owns it."""
@@ -252,7 +292,7 @@ class OutboundConnection(Connection):
         self._cancel_deadline()
         if self.is_over:
             return
-        if not self._may_retry or workload is None:
+        if not self._may_retry or self._inner is not None or workload is None:
             self.end(error)
             return
         self._may_retry = False
@@ -300,9 +340,17 @@ class OutboundConnection(Connection):
             case _:
                 return 0, 0
 
+    def end(self, error: ZtunnelError | None) -> None:
+        """Conclude; a double tunnel that failed half-way is counted as what was known of it."""
+        if not self.is_over and self._labels is not None and not self.record.is_open:
+            self._open_books()
+        super().end(error)
+
     def release(self, error: ZtunnelError | None) -> None:
         """Let go of the application and of what was begun for it."""
         self._cancel_deadline()
+        if self._inner is not None:
+            self._inner.close()
         self.context.live.remove(self)
         self.context.connections.give_back()
         self.context.node.metrics.sockets_open(Reporter.SOURCE).add(-1)

@@ -38,6 +38,11 @@ GONE = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN
 """How a peer that left shows itself; in an access log that is no failure (observability 8.4)."""
 
 
+def local_pair() -> tuple[socket.socket, socket.socket]:
+    """Make two connected sockets within this process, non-blocking."""
+    return socket.socketpair(socket.AF_UNIX, STREAM_TYPE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFactory:
     """Makes the sockets of one workload's proxy; `netns` None means our own namespace."""

@@ -1,0 +1,119 @@
+"""A tunnel within a tunnel, to cross an east-west gateway (dataplane.md 2.8, double HBONE).
+
+How it works: the outer stream is joined to one end of a socket pair; the inner connection runs on
+the other end like any other: TLS, identity check, HTTP/2. So a tunnel within a tunnel needs no code
+of its own in the data path. The inner connection serves one application connection and is not
+pooled, so that the far gateway balances each of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.errors import PeerError, TlsError, ZtunnelError
+from ztunnel.transport.relay import StreamRelay
+from ztunnel.transport.secure_dial import raise_tunnel
+from ztunnel.transport.sockets import local_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ztunnel.model.identity import Identity
+    from ztunnel.proxy.context import NodeContext
+    from ztunnel.transport.tunnel import StreamOwner, Tunnel
+    from ztunnel.wire.hbone.events import Headers, RequestReceived
+    from ztunnel.wire.hbone.stream import Stream
+
+H2_PROTOCOL_ERROR = 1
+
+
+class InnerConnection:
+    """The inner connection of one double tunnel; also its tunnel's owner."""
+
+    __slots__ = ("_failed", "_node", "_outer", "_tunnel")
+
+    def __init__(self, node: NodeContext, failed: Callable[[ZtunnelError], None]) -> None:
+        """Make one; `failed` is called once if the outer or inner connection ends before `open`."""
+        self._node = node
+        self._failed = failed
+        self._outer: StreamRelay | None = None
+        self._tunnel: Tunnel | None = None
+
+    @property
+    def peer(self) -> Identity | None:
+        """Who answered inside."""
+        return None if self._tunnel is None else self._tunnel.facts.peer
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        """The inner tunnel, once it stands."""
+        return self._tunnel
+
+    async def establish(
+        self, outer: Tunnel, stream: Stream, expected: tuple[Identity, ...], source: Identity
+    ) -> None:
+        """Shake hands through the outer stream, whose answer was 200.
+
+        Raises:
+            ZtunnelError: the handshake failed or somebody else answered.
+        """
+        node = self._node
+        near, far = local_pair()
+        relay = self._outer = StreamRelay(node.reactor, far, outer, stream, self._on_outer_end)
+        node.reactor.register(far, relay)
+        certificate = await node.certificates.certificate_for(source)
+        seconds = node.config.tls_handshake_seconds
+        with trio.move_on_after(seconds) as scope:
+            self._tunnel = await raise_tunnel(
+                node.reactor,
+                near,
+                node.tls.client(certificate),
+                expected,
+                self,
+                settings=node.client_settings,
+            )
+        if scope.cancelled_caught:
+            near.close()
+            raise TlsError(f"tls handshake error: inner one not finished within {seconds:g}s")
+
+    def open(self, headers: Headers, owner: StreamOwner) -> Stream:
+        """Send the inner request.
+
+        Raises:
+            LimitError: the connection has ended meanwhile.
+        """
+        assert self._tunnel is not None
+        return self._tunnel.open(headers, owner)
+
+    def close(self) -> None:
+        """End both connections' part in this; the outer connection stays pooled."""
+        if self._tunnel is not None:
+            self._tunnel.close()
+        elif self._outer is not None:
+            self._outer.cut(PeerError("the inner connection was given up"))
+
+    # The inner tunnel calls these.
+
+    def on_settings(self, tunnel: Tunnel) -> None:
+        """Nothing: the request has been sent without waiting for them."""
+
+    def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
+        """Refuse: a server does not open streams (RFC 9113 s8.4)."""
+        tunnel.core.reset(request.stream, H2_PROTOCOL_ERROR)
+        tunnel.flush_later()
+
+    def on_goaway(self, tunnel: Tunnel) -> None:
+        """Nothing: the one stream lives on."""
+
+    def on_released(self, tunnel: Tunnel) -> None:
+        """Close when the one stream has ended."""
+        self._node.reactor.deadline(0, tunnel.close)
+
+    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:
+        """Nothing: the stream's owner is told."""
+
+    def _on_outer_end(self, error: ZtunnelError | None) -> None:
+        if self._tunnel is None:
+            self._failed(error or PeerError("the gateway closed the outer tunnel"))
