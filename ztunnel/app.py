@@ -46,20 +46,21 @@ from ztunnel.admin.server import (
 from ztunnel.config import READINESS_PORT, Config
 from ztunnel.decide.classify import illegal_ports
 from ztunnel.errors import ConfigError, PrivilegeError, ResourceError
-from ztunnel.identity.dev_ca import DevelopmentCa, DevelopmentIssuer, wall_clock
-from ztunnel.identity.manager import CertificateManager
+from ztunnel.identity.issuer import make_issuer
+from ztunnel.identity.node import NodeCredentials
 from ztunnel.inpod.manager import PodManager, ServedPod, socket_factory
 from ztunnel.inpod.zds import AgentLink, LinkState
 from ztunnel.linux import sockopt
 from ztunnel.linux.netns import PodNetns
+from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.settings import ProxyMode
 from ztunnel.proxy.context import NodeContext, Places
-from ztunnel.proxy.workload_proxy import WorkloadProxy
+from ztunnel.proxy.workload_proxy import OWN_DOORS, WorkloadProxy
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.telemetry.metrics import Metrics
-from ztunnel.tls.context import TlsContexts
+from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.transport.reactor import Reactor
 from ztunnel.wire.hbone.settings import HboneSettings
 from ztunnel.wire.zds import PodInfo
@@ -98,16 +99,13 @@ class Application:
         self.metrics = Metrics(version=config.istio_version)
         self.reactor = Reactor()
         self.rng = random.SystemRandom()
-        self.certificates = CertificateManager(
-            DevelopmentIssuer(authority(config), ttl_seconds=config.secret_ttl_seconds),
-            clock=wall_clock,
-            random=random.Random(),  # noqa: S311 - spreads renewals, keeps no secret
-        )
+        self.credentials = NodeCredentials(config, self.store, self.metrics, make_issuer(config))
+        self.certificates = self.credentials.certificates
         self.node = NodeContext(
             config=config,
             store=self.store,
             certificates=self.certificates,
-            tls=TlsContexts(tls12_enabled=config.tls12_enabled, own_records=config.own_records),
+            tls=self.credentials.contexts,
             reactor=self.reactor,
             access_log=AccessLog(PIPELINE),
             metrics=self.metrics,
@@ -119,6 +117,7 @@ class Application:
         )
         self.pods = PodManager(self.node)
         self.dedicated: WorkloadProxy | None = None
+        self.own: WorkloadProxy | None = None  # in front of our own endpoints
         self.readiness = Readiness(
             STATE_MANAGER, WORKLOAD_MANAGER if config.mode is ProxyMode.SHARED else PROXY
         )
@@ -135,16 +134,17 @@ class Application:
             prove_privileges(self.config)
         async with trio.open_nursery() as root:
             root.start_soon(PIPELINE.writer.run)
+            root.start_soon(watch_loop, self.metrics)
             root.start_soon(self._obey_signals, root.cancel_scope)
             async with trio.open_nursery() as services:
                 await self._serve_operators(services)
                 services.start_soon(self.reactor.run)
-                await services.start(self.certificates.run)
+                await services.start(self.credentials.run)
                 self._learn_state()
                 if self.config.mode is ProxyMode.SHARED:
                     await self._serve_pods(services)
                 else:
-                    self._serve_one(services)
+                    await self._serve_one(services)
                 await self.draining.wait()
                 await self._drain()
                 services.cancel_scope.cancel()
@@ -195,17 +195,31 @@ class Application:
 
     async def _serve_pods(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.pods.run)
+        await self._serve_ourselves(nursery)
         link = AgentLink(str(self.config.inpod_socket), self.pods, on_state=self._on_link_state)
         nursery.start_soon(self._until_draining, link.run)
 
-    def _serve_one(self, nursery: trio.Nursery) -> None:
+    async def _serve_ourselves(self, nursery: trio.Nursery) -> None:
+        """Take tunnels to our own pod, so that the mesh can scrape us by its rules (3.11)."""
+        config = self.config
+        if not (config.pod_name and config.pod_namespace and config.service_account):
+            await trio.lowlevel.checkpoint()
+            return
+        info = PodInfo(
+            config.pod_name, Namespace(config.pod_namespace), ServiceAccount(config.service_account)
+        )
+        proxy = self.own = WorkloadProxy(self.node, info, socket_factory(config, None, own=True))
+        proxy.start(OWN_DOORS)
+        await nursery.start(proxy.run)
+
+    async def _serve_one(self, nursery: trio.Nursery) -> None:
         info = self.config.workload_info
         assert info is not None
         pod = PodInfo(info.name, info.namespace, info.service_account)
         proxy = WorkloadProxy(self.node, pod, socket_factory(self.config, None))
         proxy.start()
         self.dedicated = proxy
-        nursery.start_soon(proxy.run)
+        await nursery.start(proxy.run)
         self._ready(PROXY)
 
     async def _until_draining(self, work: Callable[[], Awaitable[object]]) -> None:
@@ -233,9 +247,11 @@ class Application:
     async def _drain(self) -> None:
         seconds = self.config.drain_seconds
         log.info("draining", deadline_seconds=seconds)
-        if self.dedicated is not None:
-            await self.dedicated.drain(seconds)
-        await self.pods.drain(seconds)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.pods.drain, seconds)
+            for proxy in (self.dedicated, self.own):
+                if proxy is not None:
+                    nursery.start_soon(proxy.drain, seconds)
 
     # Telling.
 
@@ -317,27 +333,6 @@ def read_static_config(config: Config) -> Update:
         return parse_local_config(text, source=source)
     except ResourceError as error:
         raise ConfigError(str(error)) from error
-
-
-def authority(config: Config) -> DevelopmentCa:
-    """Make or read the embedded development CA.
-
-    Raises:
-        ConfigError: it is not wanted, or its file cannot be read.
-    """
-    if not config.fake_ca:
-        raise ConfigError(
-            "fetching certificates from a mesh CA is not supported yet: set FAKE_CA=true "
-            "for certificates of this process's own development CA"
-        )
-    if config.fake_ca_path is None:
-        return DevelopmentCa.create(config.trust_domain)
-    try:
-        return DevelopmentCa.from_pem(config.fake_ca_path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"FAKE_CA={config.fake_ca_path}: {error}; it must hold a root certificate and its key"
-        ) from error
 
 
 def hbone_settings(config: Config) -> HboneSettings:

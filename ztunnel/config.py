@@ -12,7 +12,9 @@ config without `proxyMetadata` is accepted; FAKE_CA may name a PEM file with a r
 Our own settings, all with the prefix ZTUNNEL_:
 MAX_HANDSHAKES (256) TLS handshakes in progress; MAX_CONNECTIONS_PER_POD (50000, 0 = no limit);
 TLS_HANDSHAKE_TIMEOUT (10s) for the whole handshake; CONNECT_RESPONSE_TIMEOUT (30s) from CONNECT to
-its answer; POLICY_WAIT (5s) for a policy that a workload names and we have not received yet;
+its answer; POLICY_WAIT (5s, 0 = do not wait and go on without, as the reference) for a policy that
+a workload names and we have not received yet; IDLE_TIMEOUT and HALF_OPEN_TIMEOUT (0 = no limit, as
+the reference) after which a connection that moves nothing, or of which one half has ended, is cut;
 OWN_RECORDS (true) seal TLS records ourselves after the handshake.
 """
 
@@ -50,6 +52,7 @@ from ztunnel.model.settings import (
     integer,
     is_true,
     needed_server_url,
+    no_limit,
     optional,
     proxy_mode,
     root_source,
@@ -183,7 +186,11 @@ class Config:
     connect_response_seconds: float = setting(
         "ZTUNNEL_CONNECT_RESPONSE_TIMEOUT", "30s", seconds, "connectResponseTimeout"
     )
-    policy_wait_seconds: float = setting("ZTUNNEL_POLICY_WAIT", "5s", seconds, "policyWait")
+    policy_wait_seconds: float = setting("ZTUNNEL_POLICY_WAIT", "5s", no_limit, "policyWait")
+    idle_seconds: float = setting("ZTUNNEL_IDLE_TIMEOUT", "0", no_limit, "idleTimeout")
+    half_open_seconds: float = setting(
+        "ZTUNNEL_HALF_OPEN_TIMEOUT", "0", no_limit, "halfOpenTimeout"
+    )
     own_records: bool = setting("ZTUNNEL_OWN_RECORDS", "true", boolean, "ownRecords")
 
     # Settings that several variables decide.

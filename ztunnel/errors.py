@@ -104,6 +104,16 @@ class PeerTimeoutError(UnreachableError):
     reason = "connect_timeout"
 
 
+class CallError(UnreachableError):
+    """A gRPC call to the control plane failed; `status` is gRPC's name for how."""
+
+    reason = "control_plane"
+
+    def __init__(self, message: str, *, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class IdentityError(ZtunnelError):
     """There is no usable certificate for a workload."""
 

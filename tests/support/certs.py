@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -43,21 +44,19 @@ def a_certificate(
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = authority.certify(key.public_key(), uris, ttl_seconds=ttl_seconds, usage=usage)
     return WorkloadCertificate.load(
-        chain_pem=leaf.public_bytes(Encoding.PEM),
+        chain_pem=b"".join(
+            one.public_bytes(Encoding.PEM) for one in (leaf, *authority.intermediates)
+        ),
         key_pem=private_pem(key),
         roots_pem=authority.roots_pem if roots_pem is None else roots_pem,
     )
 
 
-def a_client_context(
-    certificate: WorkloadCertificate | None = None, **settings: bool
-) -> TlsContext:
+def a_client_context(certificate: WorkloadCertificate | None = None, **settings: Any) -> TlsContext:
     return TlsContexts(**settings).client(certificate or a_certificate(a_name("client")))
 
 
-def a_server_context(
-    certificate: WorkloadCertificate | None = None, **settings: bool
-) -> TlsContext:
+def a_server_context(certificate: WorkloadCertificate | None = None, **settings: Any) -> TlsContext:
     return TlsContexts(**settings).server(certificate or a_certificate(a_name("server")))
 
 

@@ -1,16 +1,18 @@
 """A certificate authority for development, demonstrations and tests.
 
 It issues what Istio's CA issues: leaves with an empty subject and one critical SPIFFE name
-(X509-SVID s4, dataplane.md 8.2). Its root key lies in memory; whoever holds it is trusted by all.
+(X509-SVID s4, dataplane.md 8.2). Its keys lie in memory; whoever holds them is trusted by all.
+`subordinate` makes an authority below this one; `revoke` prints what it takes back.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Flag, auto
+from ipaddress import ip_address
 from typing import Self
 
 import trio
@@ -46,11 +48,17 @@ def wall_clock() -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DevelopmentCa:
-    """A root of its own; `clock` gives Unix seconds."""
+    """A root of its own, or an authority below one; `clock` gives Unix seconds.
+
+    `key` belongs to the first of `intermediates` if there are any, which lead up to the root.
+    `other_roots` stand beside the root in the bundle, while roots are being exchanged.
+    """
 
     root: x509.Certificate
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     clock: Callable[[], float] = wall_clock
+    intermediates: tuple[x509.Certificate, ...] = ()
+    other_roots: tuple[x509.Certificate, ...] = ()
 
     @classmethod
     def create(
@@ -58,24 +66,10 @@ class DevelopmentCa:
     ) -> Self:
         """Make a new root."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name(
-            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"development root of {trust_domain}")]
-        )
         builder = _dated(x509.CertificateBuilder(), clock() - BACKDATED_SECONDS, ROOT_SECONDS)
-        root = (
-            builder.subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_key_usage(for_ca=True), critical=True)
-            .add_extension(_names([SCHEME + trust_domain]), critical=False)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-            )
-            .sign(key, SHA256())
-        )
-        return cls(root, key, clock)
+        builder = _as_authority(builder, f"development root of {trust_domain}", key.public_key())
+        names = _names([SCHEME + trust_domain])
+        return cls(builder.add_extension(names, critical=False).sign(key, SHA256()), key, clock)
 
     @classmethod
     def from_pem(cls, pem: bytes, *, clock: Callable[[], float] = wall_clock) -> Self:
@@ -102,7 +96,12 @@ class DevelopmentCa:
     @property
     def roots_pem(self) -> bytes:
         """The trust bundle."""
-        return self.root.public_bytes(Encoding.PEM)
+        return _pem(self.root, *self.other_roots)
+
+    @property
+    def signer(self) -> x509.Certificate:
+        """The certificate that leaves are issued under."""
+        return self.intermediates[0] if self.intermediates else self.root
 
     @property
     def trust_domain(self) -> TrustDomain | None:
@@ -128,13 +127,44 @@ class DevelopmentCa:
         except ValueError as exc:
             raise IdentityError(f"invalid spiffe identity: {identity}: {exc}") from exc
         return WorkloadCertificate.load(
-            chain_pem=leaf.public_bytes(Encoding.PEM),
+            chain_pem=_pem(leaf, *self.intermediates),
             key_pem=private_pem(key),
             roots_pem=self.roots_pem,
         )
 
+    def subordinate(self, name: str = "development intermediate") -> Self:
+        """Make an authority with a key of its own, whose certificate this one signs."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        above = self.signer
+        start = above.not_valid_before_utc.timestamp()
+        builder = _dated(x509.CertificateBuilder(), start, ROOT_SECONDS)
+        builder = _as_authority(builder, name, key.public_key(), issuer=above.subject)
+        builder = builder.add_extension(self._key_identifier(), critical=False)
+        signed = builder.sign(self.key, SHA256())
+        return replace(self, key=key, intermediates=(signed, *self.intermediates))
+
+    def revoke(self, *serials: int, lifetime_seconds: float = DAY_SECONDS) -> bytes:
+        """Print the list, PEM, of the serials that this authority takes back.
+
+        A negative `lifetime_seconds` makes a list that has expired.
+        """
+        now = self.clock()
+        start = min(now, now + lifetime_seconds) - BACKDATED_SECONDS
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.signer.subject)
+            .last_update(datetime.fromtimestamp(int(start), UTC))
+            .next_update(datetime.fromtimestamp(int(now + lifetime_seconds), UTC))
+            .add_extension(self._key_identifier(), critical=False)
+        )
+        for serial in serials:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial)
+            date = datetime.fromtimestamp(int(start), UTC)
+            builder = builder.add_revoked_certificate(entry.revocation_date(date).build())
+        return builder.sign(self.key, SHA256()).public_bytes(Encoding.PEM)
+
     def sign(self, csr_pem: bytes, *, ttl_seconds: float = DAY_SECONDS) -> list[bytes]:
-        """Answer a signing request as Istio's CA does: leaf, then root bundle, each as PEM.
+        """Answer a signing request as Istio's CA does: leaf, intermediates, root bundle, as PEM.
 
         Raises:
             IdentityError: the request is malformed, not signed by its key, or asks for anything
@@ -153,7 +183,7 @@ class DevelopmentCa:
         if len(list(names)) != 1 or len(istio_identities(uris)) != 1:
             raise IdentityError("signing request without exactly one Istio identity")
         leaf = self.certify(key, uris, ttl_seconds=ttl_seconds)
-        return [leaf.public_bytes(Encoding.PEM), self.roots_pem]
+        return [*map(_pem, (leaf, *self.intermediates)), self.roots_pem]
 
     def certify(
         self,
@@ -162,10 +192,12 @@ class DevelopmentCa:
         *,
         ttl_seconds: float = DAY_SECONDS,
         usage: Usage | None = Usage.BOTH,
+        hosts: Sequence[str] = (),
     ) -> x509.Certificate:
         """Sign a leaf with these names and usages; None leaves the usage extension out.
 
-        A negative `ttl_seconds` makes a certificate that has expired.
+        `hosts` are DNS names and addresses, for servers of the control plane. A negative
+        `ttl_seconds` makes a certificate that has expired.
 
         Raises:
             ValueError: a name cannot stand in a certificate.
@@ -175,21 +207,21 @@ class DevelopmentCa:
         builder = _dated(x509.CertificateBuilder(), start, now + ttl_seconds - start)
         builder = (
             builder.subject_name(x509.Name([]))
-            .issuer_name(self.root.subject)
+            .issuer_name(self.signer.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(for_ca=False), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
-                critical=False,
-            )
+            .add_extension(self._key_identifier(), critical=False)
         )
-        if uris:
-            builder = builder.add_extension(_names(uris), critical=True)
+        if uris or hosts:
+            builder = builder.add_extension(_names(uris, hosts), critical=True)
         if usage is not None:
             builder = builder.add_extension(_extended_usage(usage), critical=False)
         return builder.sign(self.key, SHA256())
+
+    def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +230,9 @@ class DevelopmentIssuer:
 
     authority: DevelopmentCa
     ttl_seconds: float = DAY_SECONDS
+
+    def __str__(self) -> str:
+        return "the development CA of this process"
 
     async def issue(self, identity: Identity) -> WorkloadCertificate:
         """Make a certificate; a quarter of a millisecond of work, so no thread is worth it.
@@ -219,8 +254,38 @@ def _dated(
     )
 
 
-def _names(uris: Sequence[str]) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+def _as_authority(
+    builder: x509.CertificateBuilder,
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    issuer: x509.Name | None = None,
+) -> x509.CertificateBuilder:
+    """Say that `key` may sign certificates and lists; without an issuer it is a root."""
+    subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
+    return (
+        builder.subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_key_usage(for_ca=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+
+
+def _names(uris: Sequence[str], hosts: Sequence[str] = ()) -> x509.SubjectAlternativeName:
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
+    for host in hosts:
+        try:
+            names.append(x509.IPAddress(ip_address(host)))
+        except ValueError:
+            names.append(x509.DNSName(host))
+    return x509.SubjectAlternativeName(names)
 
 
 def _extended_usage(usage: Usage) -> x509.ExtendedKeyUsage:

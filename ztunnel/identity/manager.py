@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from random import Random
 from typing import Protocol
 
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 
 # The reference sets no limit, so a CA call that hangs keeps one of its eight places for ever.
 ISSUE_SECONDS = 30.0
+# How long a connection waits; below the 10 s a handshake may take, so that the error tells why.
+WAIT_SECONDS = 8.0
 # Renewal times are wall clock, sleeping is not: look again at least this often.
 NAP_SECONDS_MAX = 60.0
 
@@ -33,13 +36,33 @@ class CertificateIssuer(Protocol):
         """
 
 
+class Standing(Enum):
+    """Whether a tunnel may carry further streams, judged by the certificates of its handshake."""
+
+    CURRENT = auto()
+    ROTATED = auto()  # there is a newer certificate, or the identity was forgotten: use another
+    EXPIRED = auto()  # one end's certificate has expired: nothing new on this one
+
+
+Listener = Callable[[Identity, WorkloadCertificate | None], None]
+
+
 class CertificateManager:
-    """Keeps certificates fresh. `clock` gives Unix seconds; `random` spreads the renewals."""
+    """Keeps certificates fresh. `clock` gives Unix seconds; `random` spreads the renewals.
+
+    `on_attempt` is called after each attempt at the CA, with None if it failed; must not raise.
+    """
 
     def __init__(
-        self, issuer: CertificateIssuer, *, clock: Callable[[], float], random: Random
+        self,
+        issuer: CertificateIssuer,
+        *,
+        clock: Callable[[], float],
+        random: Random,
+        on_attempt: Listener | None = None,
     ) -> None:
         self._issuer = issuer
+        self._on_attempt = on_attempt
         self._clock = clock
         self._rotation = Rotation(random)
         self._waiting: dict[Identity, trio.Event] = {}
@@ -50,15 +73,33 @@ class CertificateManager:
         """Give the certificate if it is here and valid; never waits."""
         return self._rotation.certificate(identity, self._clock())
 
+    def standing(self, certificate: WorkloadCertificate, peer_not_after: float) -> Standing:
+        """Judge a tunnel made with `certificate`, to a peer whose own runs out at a Unix time."""
+        now = self._clock()
+        if now >= peer_not_after or certificate.has_expired(now):
+            return Standing.EXPIRED
+        identity = certificate.identity
+        if identity is None or self._rotation.certificate(identity, now) is not certificate:
+            return Standing.ROTATED
+        return Standing.CURRENT
+
     async def certificate_for(self, identity: Identity) -> WorkloadCertificate:
         """Give a valid certificate, fetching it if need be; many may wait for the same one.
 
         Raises:
             IdentityError: the CA refused, now or at the last attempt (a retry is under way in the
-                background); or the identity was forgotten while we waited.
+                background), or does not answer; or the identity was forgotten while we waited.
         """
         await trio.lowlevel.checkpoint()
         self._want(identity, Urgency.CONNECTION)
+        with trio.move_on_after(WAIT_SECONDS):
+            return await self._available(identity)
+        raise IdentityError(
+            f"{_about(identity)}: no certificate within {WAIT_SECONDS:g} s;"
+            f" {self._issuer} has not answered yet"
+        )
+
+    async def _available(self, identity: Identity) -> WorkloadCertificate:
         while True:
             status = self._rotation.status(identity, self._clock())
             if status is None or self._has_stopped:
@@ -72,6 +113,11 @@ class CertificateManager:
     def prefetch(self, identity: Identity) -> None:
         """Fetch a certificate that will probably be needed soon."""
         self._want(identity, Urgency.PREFETCH)
+
+    def renew(self, identity: Identity) -> None:
+        """Replace a certificate that is of no use any more; it is handed out until then."""
+        self._rotation.renew(identity, self._clock())
+        self._work.set()
 
     def forget(self, identity: Identity) -> None:
         """Drop an identity that has no workload on this node any more."""
@@ -112,6 +158,7 @@ class CertificateManager:
             self._failed(identity, str(exc))
         else:
             self._rotation.succeeded(certificate, identity, self._clock())
+            self._tell(identity, certificate)
             log.debug(
                 "certificate fetched", identity=str(identity), not_after=certificate.not_after
             )
@@ -129,12 +176,17 @@ class CertificateManager:
         now = self._clock()
         self._rotation.failed(error, identity, now)
         status = self._rotation.status(identity, now)
+        self._tell(identity, None)
         if status is None:
             return
         if status.state is CertificateState.AVAILABLE:
             log.info("certificate not renewed", identity=str(identity), error=error)
         else:
             log.warning("certificate unavailable", identity=str(identity), error=error)
+
+    def _tell(self, identity: Identity, certificate: WorkloadCertificate | None) -> None:
+        if self._on_attempt is not None:
+            self._on_attempt(identity, certificate)
 
     def _want(self, identity: Identity, urgency: Urgency) -> None:
         self._rotation.want(identity, urgency, self._clock())

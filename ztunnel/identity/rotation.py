@@ -4,10 +4,11 @@ How it works: one entry per identity. An entry is queued, in flight, or has noth
 entries wait in `_ready` (most urgent first) or, if their time has not come, in `_later`. Requeueing
 leaves the old queue item behind; an item counts only while its number is the entry's `turn`.
 
-Three differences from the reference, on purpose: renewals are spread around half the lifetime, so
+Four differences from the reference, on purpose: renewals are spread around half the lifetime, so
 that certificates fetched together do not stay together for ever; half the lifetime is counted from
 the fetch, so that a short-lived, backdated one is not renewed at once; an expired certificate is
-never handed out.
+never handed out; the nearer the expiry, the sooner a failed renewal is tried again, so that a CA
+that comes back in the last moment is not missed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ RENEW_BETWEEN = (0.4, 0.6)  # of what is left of the lifetime
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_MAX_SECONDS = 150.0
 BACKOFF_SPREAD = (0.8, 1.2)
+LAST_RETRY_SECONDS = 0.1  # while a certificate runs out: half of what is left, but not less
 DOUBLINGS_MAX = 8  # 2**8 s is over the cap; more would only make large numbers
 
 
@@ -150,15 +152,24 @@ class Rotation:
         if entry is None:
             return
         entry.error = error
-        entry.failures += 1
-        retry = now + backoff_seconds(entry.failures, self._random)
+        retry = now + backoff_seconds(entry.failures + 1, self._random)
         if self.certificate(identity, now) is None:
             entry.certificate = None
+            entry.failures += 1
             self._queue(entry, Urgency.PREFETCH, retry, now)
         else:
             assert entry.certificate is not None
-            retry = min(retry, entry.certificate.not_after)
-            self._queue(entry, Urgency.RENEWAL, retry, now)
+            not_after = entry.certificate.not_after
+            hurry = now + max(LAST_RETRY_SECONDS, (not_after - now) / 2)
+            entry.failures += retry <= hurry  # attempts in a hurry do not lengthen later pauses
+            self._queue(entry, Urgency.RENEWAL, min(retry, hurry, not_after), now)
+
+    def renew(self, identity: Identity, now: float) -> None:
+        """Replace a certificate before its time; does nothing while an attempt or retry is due."""
+        entry = self._entries.get(identity)
+        if entry is None or entry.is_in_flight or entry.error is not None:
+            return
+        self._queue(entry, min(entry.urgency, Urgency.RENEWAL), now, now)
 
     def forget(self, identity: Identity) -> None:
         """Drop an identity; the result of a fetch in flight is dropped when it arrives."""

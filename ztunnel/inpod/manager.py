@@ -80,11 +80,10 @@ class PodManager:
             info=info, netns=netns, proxy=proxy, scope=trio.CancelScope(), stopped=trio.Event()
         )
         self._pods[uid] = pod
-        self._workloads.start_soon(self._serve, uid, pod)
+        await self._workloads.start(self._serve, uid, pod)
         self._node.metrics.proxies_started.add(1)
         self._changed()
         log.info("pod received", uid=uid, name=info.name, namespace=info.namespace)
-        await trio.lowlevel.checkpoint()  # lets the proxy's task begin before we say so
 
     async def remove(self, uid: PodUid) -> None:
         """Stop serving a pod at once; unknown pods are fine."""
@@ -107,10 +106,16 @@ class PodManager:
             for pod in self._pods.values():
                 nursery.start_soon(pod.proxy.drain, seconds)
 
-    async def _serve(self, uid: PodUid, pod: ServedPod) -> None:
+    async def _serve(
+        self,
+        uid: PodUid,
+        pod: ServedPod,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         try:
             with pod.scope:
-                await pod.proxy.run()
+                await pod.proxy.run(task_status)
         finally:
             pod.netns.close()
             if self._pods.get(uid) is pod:
@@ -131,8 +136,11 @@ class PodManager:
             self._on_change()
 
 
-def socket_factory(config: Config, netns: PodNetns | None) -> SocketFactory:
-    """Make sockets for a pod, or in our own namespace when `netns` is None."""
+def socket_factory(config: Config, netns: PodNetns | None, *, own: bool = False) -> SocketFactory:
+    """Make sockets for a pod, or in our own namespace when `netns` is None.
+
+    `own` ones are for our own endpoints, which nothing redirects: they carry no mark.
+    """
     keepalive = None
     if config.keepalive_enabled:
         keepalive = sockopt.KeepaliveSettings(
@@ -142,7 +150,7 @@ def socket_factory(config: Config, netns: PodNetns | None) -> SocketFactory:
         )
     return SocketFactory(
         netns=netns,
-        mark=config.packet_mark,
+        mark=None if own else config.packet_mark,
         keepalive=keepalive,
         user_timeout=config.user_timeout_enabled,
         port_reuse=config.inpod_port_reuse if netns is not None else False,

@@ -115,6 +115,15 @@ def seconds(text: str) -> float:
     return total
 
 
+def no_limit(text: str) -> float:
+    """Read a duration, or `0` for "no limit".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return 0.0 if text in {"0", "0s"} else seconds(text)
+
+
 def integer(low: int, high: int = INT_MAX) -> Callable[[str], int]:
     """Make a reader of whole numbers from `low` to `high`."""
 

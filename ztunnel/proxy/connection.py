@@ -12,18 +12,26 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.errors import DrainError, UnreachableError, ZtunnelError
+from ztunnel.telemetry.access_log import Direction
 from ztunnel.telemetry.log import get
+from ztunnel.telemetry.traffic import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ztunnel.model.flow import Flow
     from ztunnel.model.network import Endpoint
-    from ztunnel.proxy.context import ProxyContext
+    from ztunnel.proxy.context import NodeContext, ProxyContext
     from ztunnel.telemetry.access_log import Record
     from ztunnel.telemetry.traffic import Traffic
 
 log = get("proxy")
+
+
+def refuse_early(node: NodeContext, direction: Direction, error: ZtunnelError) -> None:
+    """Count a connection that ended before everything about it was known (17.37)."""
+    reporter = Reporter.SOURCE if direction is Direction.OUTBOUND else Reporter.DESTINATION
+    node.metrics.refused.count(reporter, error.reason).add(1)
 
 
 class InternalError(ZtunnelError):
@@ -57,12 +65,19 @@ class Connection:
         """Return the bytes moved so far: from the client, from the server."""
         return 0, 0
 
-    def count(self) -> None:
-        """Add to the metrics what moved since the last time."""
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+        return False
+
+    def count(self) -> bool:
+        """Add to the metrics what moved since the last time; say whether anything did."""
+        received, sent = self.moved()
+        more_received, more_sent = received - self._counted[0], sent - self._counted[1]
+        self._counted = (received, sent)
         if self._traffic is not None:
-            received, sent = self.moved()
-            self._traffic.add(received - self._counted[0], sent - self._counted[1])
-            self._counted = (received, sent)
+            self._traffic.add(more_received, more_sent)
+        return bool(more_received or more_sent)
 
     def end(self, error: ZtunnelError | None) -> None:
         """Conclude: release everything, count, and write the line. Later calls do nothing."""
@@ -74,6 +89,8 @@ class Connection:
         self.release(error)
         if self._traffic is not None:
             self._traffic.closed("-" if error is None else error.response_flag)
+        elif error is not None:
+            refuse_early(self.context.node, self.record.direction, error)
         self.record.finish(trio.current_time(), error)
 
     def release(self, error: ZtunnelError | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.errors import RouteError
+from ztunnel.errors import DeniedError, RouteError
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.live import LiveConnections
 
@@ -123,6 +123,43 @@ class ProxyContext:
             f"{info.service_account}.{info.namespace} ({info.name}); the control plane has not "
             f"sent it within {LOCAL_WORKLOAD_SECONDS:g}s"
         )
+
+    def lacks_policy(self, workload: Workload) -> bool:
+        """Whether a policy that the workload names has not arrived, and we should wait for it."""
+        node = self.node
+        if not workload.policies or not node.config.policy_wait_seconds:
+            return False
+        return bool(node.store.policies.missing(workload))
+
+    async def known_policies(self) -> Workload:
+        """Wait for the policies that our workload names; return the workload as it then is.
+
+        Without them an ALLOW policy's workload would be open, which is how the reference behaves
+        (dataplane.md 17.25).
+
+        Raises:
+            DeniedError: they did not arrive in time.
+            RouteError: the workload went away meanwhile.
+        """
+        seconds = self.node.config.policy_wait_seconds
+        changed = trio.Event()
+        stop = self.node.store.subscribe(lambda _: changed.set())
+        try:
+            with trio.move_on_after(seconds):
+                while (workload := self.workload()) is not None and self.lacks_policy(workload):
+                    await changed.wait()
+                    changed = trio.Event()
+        finally:
+            stop()
+        await trio.lowlevel.checkpoint()
+        workload = await self.known_workload()
+        if self.lacks_policy(workload):
+            missing = ", ".join(self.node.store.policies.missing(workload))
+            raise DeniedError(
+                f"connection closed due to policy rejection: {missing} applies to the workload but "
+                f"has not arrived within {seconds:g}s"
+            )
+        return workload
 
     def identity(self, workload: Workload) -> Identity:
         """Name the workload: its trust domain, with the account the node agent vouches for."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.errors import PeerError, TlsError, ZtunnelError
+from ztunnel.errors import PeerError, RevokedError, TlsError, ZtunnelError
+from ztunnel.proxy.certificates import watch_for_revocation
+from ztunnel.telemetry.traffic import Reporter
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.secure_dial import raise_tunnel
 from ztunnel.transport.sockets import local_pair
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     from ztunnel.model.identity import Identity
     from ztunnel.proxy.context import NodeContext
-    from ztunnel.transport.tunnel import StreamOwner, Tunnel
+    from ztunnel.transport.owners import StreamOwner
+    from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.hbone.events import Headers, RequestReceived
     from ztunnel.wire.hbone.stream import Stream
 
@@ -32,7 +35,7 @@ H2_PROTOCOL_ERROR = 1
 class InnerConnection:
     """The inner connection of one double tunnel; also its tunnel's owner."""
 
-    __slots__ = ("_failed", "_node", "_outer", "_tunnel")
+    __slots__ = ("_failed", "_node", "_outer", "_stop_watching", "_tunnel")
 
     def __init__(self, node: NodeContext, failed: Callable[[ZtunnelError], None]) -> None:
         """Make one; `failed` is called once if the outer or inner connection ends before `open`."""
@@ -40,6 +43,7 @@ class InnerConnection:
         self._failed = failed
         self._outer: StreamRelay | None = None
         self._tunnel: Tunnel | None = None
+        self._stop_watching: Callable[[], None] = lambda: None
 
     @property
     def peer(self) -> Identity | None:
@@ -65,15 +69,16 @@ class InnerConnection:
         node.reactor.register(far, relay)
         certificate = await node.certificates.certificate_for(source)
         seconds = node.config.tls_handshake_seconds
+        context = node.tls.client(certificate)
         with trio.move_on_after(seconds) as scope:
-            self._tunnel = await raise_tunnel(
-                node.reactor,
-                near,
-                node.tls.client(certificate),
-                expected,
-                self,
-                settings=node.client_settings,
-            )
+            try:
+                tunnel = self._tunnel = await raise_tunnel(
+                    node.reactor, near, context, expected, self, settings=node.client_settings
+                )
+            except RevokedError:
+                node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
+                raise
+            self._stop_watching = watch_for_revocation(node, tunnel)
         if scope.cancelled_caught:
             near.close()
             raise TlsError(f"tls handshake error: inner one not finished within {seconds:g}s")
@@ -109,10 +114,11 @@ class InnerConnection:
 
     def on_released(self, tunnel: Tunnel) -> None:
         """Close when the one stream has ended."""
-        self._node.reactor.deadline(0, tunnel.close)
+        self._node.reactor.soon(tunnel.close)
 
-    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:
-        """Nothing: the stream's owner is told."""
+    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
+        """Watch no more; the stream's owner is told by the tunnel."""
+        self._stop_watching()
 
     def _on_outer_end(self, error: ZtunnelError | None) -> None:
         if self._tunnel is None:

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.errors import (
+    DrainError,
     IdentityError,
     LimitError,
     PeerIdentityError,
+    RevokedError,
     TlsError,
     ZtunnelError,
 )
+from ztunnel.identity.manager import Standing
 from ztunnel.linux.sockopt import reset_on_close
 from ztunnel.model.network import Endpoint
+from ztunnel.proxy.certificates import count_untracked
+from ztunnel.proxy.connection import InternalError, refuse_early
 from ztunnel.proxy.inbound_stream import InboundStream
 from ztunnel.telemetry.access_log import Direction, Record
+from ztunnel.telemetry.log import get
+from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.verify import verify_client
 from ztunnel.transport.handshake import secure
 from ztunnel.transport.tunnel import Tunnel, TunnelFacts
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.sockets import Socket
     from ztunnel.wire.hbone.events import RequestReceived
+
+log = get("proxy")
 
 
 class InboundTunnels:
@@ -75,14 +84,31 @@ class InboundTunnels:
         for tunnel in list(self._tunnels):
             tunnel.close(error)
 
+    def all(self) -> list[Tunnel]:
+        """List the tunnels."""
+        return list(self._tunnels)
+
+    def drain_old(self) -> None:
+        """Have peers leave tunnels with certificates that have expired or been renewed since."""
+        for tunnel in list(self._tunnels):
+            if self._standing(tunnel) is not Standing.CURRENT:
+                tunnel.drain()
+
     # Tunnels call these.
 
     def on_settings(self, tunnel: Tunnel) -> None:
         """Nothing: a server need not wait for them."""
 
     def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
-        """Serve a stream."""
-        InboundStream(self._context, tunnel, request).serve()
+        """Serve a stream, unless the certificates of the tunnel have expired."""
+        stream = InboundStream(self._context, tunnel, request)
+        standing = self._standing(tunnel)
+        if standing is Standing.EXPIRED:
+            stream.end(IdentityError("a certificate of this HBONE connection has expired"))
+        else:
+            stream.serve()
+        if standing is not Standing.CURRENT:
+            tunnel.drain()
 
     def on_goaway(self, tunnel: Tunnel) -> None:
         """Nothing: the client closes when it is done."""
@@ -93,6 +119,11 @@ class InboundTunnels:
     def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
         """Forget the tunnel."""
         self._tunnels.discard(tunnel)
+
+    def _standing(self, tunnel: Tunnel) -> Standing:
+        facts = tunnel.facts
+        certificates = self._context.node.certificates
+        return certificates.standing(facts.certificate, facts.peer_not_after)
 
     async def _shake_hands(self, sock: Socket, peer: Endpoint) -> None:
         local: Endpoint | None = None
@@ -105,16 +136,24 @@ class InboundTunnels:
                 error = TlsError(f"tls handshake error: not finished within {seconds:g}s")
                 self._turn_away(sock, peer, local, error)
                 return
+        except RevokedError as error:
+            self._context.node.metrics.crl_rejections.count(Reporter.DESTINATION).add(1)
+            self._turn_away(sock, peer, local, error)
         except ZtunnelError as error:
             self._turn_away(sock, peer, local, error)
         except OSError as error:
             failure = TlsError(f"tls handshake error: {error.strerror}")
             self._turn_away(sock, peer, local, failure)
-        except BaseException:
-            sock.close()
+        except trio.Cancelled:
+            drained = DrainError("connection closed due to connection drain")
+            self._turn_away(sock, peer, local, drained)
             raise
+        except Exception as error:  # the boundary of one connection: it ends alone
+            log.exception("handshake failed unexpectedly")
+            self._turn_away(sock, peer, local, InternalError(f"internal error: {error}"))
         else:
             self._tunnels.add(tunnel)
+            count_untracked(self._context.node, tunnel, Reporter.DESTINATION)
             tunnel.start(leftover)
             if self._draining:
                 tunnel.drain()
@@ -131,7 +170,9 @@ class InboundTunnels:
         except IdentityError as error:
             raise IdentityError(f"signing error: {error}") from error
         established = await secure(sock, node.tls.server(certificate), server_side=True)
-        domains = () if certificate.identity is None else (certificate.identity.trust_domain,)
+        domains = certificate.trust_domains
+        if domains:
+            domains += node.config.trust_domain_aliases
         try:
             identity = verify_client(established.peer, domains)
         except PeerIdentityError as error:
@@ -147,6 +188,7 @@ class InboundTunnels:
             certificate=certificate,
             cipher=established.cipher,
             version=established.version,
+            peer_links=established.peer.links,
         )
         core = HboneConnection(client=False, settings=node.server_settings)
         tunnel = Tunnel(node.reactor, sock, established.records, core, self, facts)
@@ -165,3 +207,4 @@ class InboundTunnels:
             destination=local,
         )
         record.finish(now, error)
+        refuse_early(self._context.node, Direction.INBOUND, error)

@@ -127,7 +127,10 @@ class InboundStream(Connection):
         match answer:
             case Admission():
                 self._admission = answer
-                self._authorize(answer, workload)
+                if self.context.lacks_policy(workload):
+                    self.wait_for(lambda: self._authorize_when_told(answer))
+                else:
+                    self._authorize(answer, workload)
             case Rejection(status=status, message=message):
                 raise RejectedError(message, status=status)
             case _:
@@ -136,6 +139,11 @@ class InboundStream(Connection):
                 )
 
     # Room 3: authorize.
+
+    async def _authorize_when_told(self, admission: Admission) -> None:
+        workload = await self.context.known_policies()
+        if not self.is_over:
+            self._authorize(admission, workload)
 
     def _authorize(self, admission: Admission, workload: Workload) -> None:
         node, facts = self.context.node, self._tunnel.facts
@@ -213,7 +221,8 @@ class InboundStream(Connection):
 
     def on_data(self, event: DataReceived) -> None:
         """Keep what the client sends before it has our answer; its window bounds that."""
-        self._early.extend(bytes(chunk) for chunk in event.chunks)
+        # Joined: a peer that sends single bytes must not cost us an object for each.
+        self._early.append(b"".join(event.chunks))
 
     def on_end(self) -> None:
         """Remember that the client has finished sending."""
@@ -238,6 +247,11 @@ class InboundStream(Connection):
             self._relay.cut(error)
         else:
             self.end(error)
+
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+        return self._relay is not None and self._relay.is_half_open
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far: from the client, from the server."""

@@ -44,8 +44,12 @@ class Live(Protocol):
     def is_over(self) -> bool:
         """Whether it has ended."""
 
-    def count(self) -> None:
-        """Add to the metrics what moved since the last time."""
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+
+    def count(self) -> bool:
+        """Add to the metrics what moved since the last time; say whether anything did."""
 
     def cut(self, error: ZtunnelError) -> None:
         """End it now."""

@@ -88,9 +88,17 @@ class PlaintextConnection(Connection):
         )
         if isinstance(answer, Rejection):
             raise RejectedError(answer.message, status=answer.status)
-        self._authorize(answer, workload)
+        if self.context.lacks_policy(workload):
+            self.wait_for(lambda: self._authorize_when_told(answer))
+        else:
+            self._authorize(answer, workload)
 
     # Room 3: authorize.
+
+    async def _authorize_when_told(self, admission: Admission) -> None:
+        workload = await self.context.known_policies()
+        if not self.is_over:
+            self._authorize(admission, workload)
 
     def _authorize(self, admission: Admission, workload: Workload) -> None:
         node = self.context.node
@@ -143,6 +151,11 @@ class PlaintextConnection(Connection):
             self._relay.cut(error)
         else:
             self.end(error)
+
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+        return self._relay is not None and self._relay.is_half_open
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far: from the client, from the server."""

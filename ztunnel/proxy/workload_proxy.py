@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.decide.authorize import Refusal, authorize
-from ztunnel.decide.classify import INBOUND_HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
-from ztunnel.errors import DeniedError, DrainError, LimitError, ZtunnelError
+from ztunnel.decide.classify import (
+    INBOUND_HBONE_PORT,
+    INBOUND_PLAINTEXT_PORT,
+    OUTBOUND_PORT,
+    SOCKS5_PORT,
+)
+from ztunnel.errors import DrainError, LimitError, RevokedError, ZtunnelError
 from ztunnel.linux.sockopt import is_transparent, reset_on_close
+from ztunnel.proxy.certificates import TunnelWarden, count_untracked, is_current
 from ztunnel.proxy.context import NodeContext, Places, ProxyContext
 from ztunnel.proxy.inbound import InboundTunnels
 from ztunnel.proxy.outbound import OutboundConnection
 from ztunnel.proxy.plaintext import PlaintextConnection
+from ztunnel.proxy.socks import SocksConnection
+from ztunnel.proxy.supervision import Supervisor
 from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
+from ztunnel.transport.dial import CONNECT_SECONDS
 from ztunnel.transport.listener import Listener
 from ztunnel.transport.pool import Pool
 from ztunnel.transport.secure_dial import raise_tunnel, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from ztunnel.decide.authorize import Permit
     from ztunnel.model.network import Endpoint
-    from ztunnel.proxy.live import Live
-    from ztunnel.state.store import Changes
     from ztunnel.transport.pool import PoolKey
     from ztunnel.transport.sockets import Socket, SocketFactory
     from ztunnel.transport.tunnel import Tunnel
@@ -37,9 +45,13 @@ if TYPE_CHECKING:
 
 log = get("proxy")
 
-COUNT_SECONDS = 5.0  # how often the bytes of long connections reach the metrics
-SLICE = 200  # connections looked at before other tasks get their turn
+LOOPBACK = "127.0.0.1"
+STAGGER_SHARE = 0.2  # of the time to drain, for cutting what did not end by itself
+STAGGER_SECONDS_MOST = 5.0
 DRAINED = "connection closed due to connection drain"
+
+
+Accept = Callable[["Socket", "Endpoint"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,16 @@ class Doors:
     """Where to listen; anything but the default is for proxies that share one machine in tests."""
 
     host: str = ""  # the wildcard address
-    outbound: int = OUTBOUND_PORT
-    plaintext: int = INBOUND_PLAINTEXT_PORT
-    hbone: int = INBOUND_HBONE_PORT
+    outbound: int | None = OUTBOUND_PORT
+    plaintext: int | None = INBOUND_PLAINTEXT_PORT
+    hbone: int | None = INBOUND_HBONE_PORT
+    socks: int | None = SOCKS5_PORT
+    spoof: bool = True  # keep the caller's address towards the application, where that works
 
 
 DOORS = Doors()
+OWN_DOORS = Doors(outbound=None, plaintext=None, socks=None, spoof=False)
+"""In front of the node proxy's own endpoints: tunnels only (dataplane.md 3.11)."""
 
 
 class WorkloadProxy:
@@ -61,8 +77,7 @@ class WorkloadProxy:
     def __init__(self, node: NodeContext, info: PodInfo, sockets: SocketFactory) -> None:
         self._node = node
         self._spawned: trio.Nursery | None = None
-        self._rejudge = trio.Event()
-        self._draining = False
+        self._early: list[Callable[[], Awaitable[None]]] = []  # came between `start` and `run`
         self.context = ProxyContext(
             node=node,
             info=info,
@@ -70,15 +85,11 @@ class WorkloadProxy:
             spawn=self._spawn,
             connections=Places(node.config.max_connections_per_pod),
         )
-        self.pool = Pool(
-            node.reactor,
-            self._dial_tunnel,
-            self._spawn,
-            streams_per_tunnel=node.config.pool_max_streams,
-            idle_seconds=node.config.pool_unused_release_seconds,
-            dial_seconds=node.config.tls_handshake_seconds + 10.0,
-        )
+        self.pool = self._make_pool()
         self.tunnels = InboundTunnels(self.context)
+        self._socks_pool = self._make_pool()  # its own, as the reference's (dataplane.md 5)
+        self._warden = TunnelWarden(node, (self.pool, self._socks_pool), self.tunnels)
+        self._supervisor = Supervisor(self.context)
         self._listeners: list[Listener] = []
 
     @property
@@ -92,16 +103,20 @@ class WorkloadProxy:
         Raises:
             ConfigError: a port is taken or may not be used; nothing is left bound.
         """
-        wanted_doors: list[tuple[int, str, Callable[[Socket, Endpoint], None]]] = [
-            (doors.outbound, "outbound", self._accept_outbound),
-            (doors.plaintext, "inbound plaintext", self._accept_plaintext),
-            (doors.hbone, "inbound", self.tunnels.serve),
+        wanted: list[tuple[int | None, str, str, Accept]] = [
+            (doors.outbound, doors.host, "outbound", self._accept_outbound),
+            (doors.plaintext, doors.host, "inbound plaintext", self._accept_plaintext),
+            (doors.hbone, doors.host, "inbound", self.tunnels.serve),
         ]
-        wanted = self._node.config.original_source
+        if self._node.config.socks5_enabled:
+            wanted.append((doors.socks, doors.host or LOOPBACK, "socks5", self._accept_socks))
         with contextlib.ExitStack() as undo:
             bound = []
-            for port, component, accept in wanted_doors:
-                sock = self.context.sockets.listen(port, transparent=wanted, host=doors.host)
+            for port, host, component, accept in wanted:
+                if port is None:
+                    continue
+                transparent = self._node.config.original_source if doors.spoof else False
+                sock = self.context.sockets.listen(port, transparent=transparent, host=host)
                 undo.callback(sock.close)
                 bound.append((sock, component, accept))
             undo.pop_all()
@@ -116,17 +131,18 @@ class WorkloadProxy:
                 transparent=self.context.original_source,
             )
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or drained; then every connection has ended."""
-        stop = self._node.store.subscribe(self._on_change)
         try:
             async with trio.open_nursery() as nursery:
                 self._spawned = nursery
-                nursery.start_soon(self._judge_again)
-                nursery.start_soon(self._count_bytes)
+                while self._early:
+                    nursery.start_soon(self._early.pop())
+                nursery.start_soon(self._supervisor.run)
+                nursery.start_soon(self._warden.run)
+                task_status.started()
                 await trio.sleep_forever()
         finally:
-            stop()
             self._spawned = None
             self._close_everything()
 
@@ -135,16 +151,24 @@ class WorkloadProxy:
 
         The caller cancels `run` afterwards, which cuts what is left.
         """
-        self._draining = True
         self._close_listeners()
         self.tunnels.drain()
-        with trio.move_on_after(seconds) as scope:
+        stagger = min(STAGGER_SECONDS_MOST, seconds * STAGGER_SHARE)
+        with trio.move_on_after(seconds - stagger) as scope:
             await self.context.live.empty()
         if scope.cancelled_caught:
             log.warning(
                 "drain duration expired with pending connections, forcefully shutting down",
                 connections=len(self.context.live),
             )
+            await self._cut_in_a_stagger(stagger)
+
+    async def _cut_in_a_stagger(self, seconds: float) -> None:
+        """Cut what is left one after another, so that not all of them reconnect at once (17.13)."""
+        left = [*self.context.live.inbound, *self.context.live.outbound]
+        for connection in left:
+            connection.cut(DrainError(DRAINED))
+            await trio.sleep(seconds / len(left))
 
     # Accepting.
 
@@ -157,6 +181,11 @@ class WorkloadProxy:
         if self._has_place(sock, source, Direction.INBOUND):
             self._node.metrics.sockets_open(Reporter.DESTINATION).add(1)
             PlaintextConnection(self.context, sock, source).serve()
+
+    def _accept_socks(self, sock: Socket, source: Endpoint) -> None:
+        if self._has_place(sock, source, Direction.OUTBOUND):
+            self._node.metrics.sockets_open(Reporter.SOURCE).add(1)
+            SocksConnection(self.context, self._socks_pool, sock, source).serve()
 
     def _has_place(self, sock: Socket, source: Endpoint, direction: Direction) -> bool:
         places = self.context.connections
@@ -173,61 +202,37 @@ class WorkloadProxy:
     # Tasks.
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
-        assert self._spawned is not None
-        self._spawned.start_soon(work)
+        if self._spawned is None:
+            self._early.append(work)
+        else:
+            self._spawned.start_soon(work)
+
+    def _make_pool(self) -> Pool:
+        config = self._node.config
+        return Pool(
+            self._node.reactor,
+            self._dial_tunnel,
+            self._spawn,
+            streams_per_tunnel=config.pool_max_streams,
+            idle_seconds=config.pool_unused_release_seconds,
+            dial_seconds=config.tls_handshake_seconds + CONNECT_SECONDS,
+            is_current=partial(is_current, self._node),
+        )
 
     async def _dial_tunnel(self, key: PoolKey, permit: Permit, owner: Pool) -> Tunnel:
         node = self._node
         certificate = await node.certificates.certificate_for(key.source)
+        context = node.tls.client(certificate)
         sock = await reach(self.context.sockets, permit, key.peer)
-        return await raise_tunnel(
-            node.reactor,
-            sock,
-            node.tls.client(certificate),
-            key.expected,
-            owner,
-            settings=node.client_settings,
-        )
-
-    def _on_change(self, changes: Changes) -> None:
-        if changes.policies or changes.workloads:
-            self._rejudge.set()
-
-    async def _judge_again(self) -> None:
-        """Ask policy about every inbound connection after each change of policy or workload."""
-        while True:
-            await self._rejudge.wait()
-            self._rejudge = trio.Event()
-            for number, connection in enumerate(list(self.context.live.inbound)):
-                if number % SLICE == SLICE - 1:
-                    await trio.lowlevel.checkpoint()
-                workload, flow = self.context.workload(), connection.flow
-                if flow is None or workload is None:
-                    continue
-                policies = self._node.store.policies.for_workload(workload)
-                verdict = authorize(flow, policies)
-                if isinstance(verdict, Refusal):
-                    self._close_denied(connection, verdict)
-
-    def _close_denied(self, connection: Live, refusal: Refusal) -> None:
-        if refusal.policy is not None:
-            connection.record.policy = refusal.policy.key
-        log.info(
-            "connection closed because it's no longer allowed after a policy update",
-            source=str(connection.source),
-            reason=refusal.reason,
-        )
-        connection.cut(DeniedError("connection closed due to policy change"))
-
-    async def _count_bytes(self) -> None:
-        while True:
-            await trio.sleep(COUNT_SECONDS)
-            live = self.context.live
-            for number, connection in enumerate([*live.inbound, *live.outbound]):
-                if number % SLICE == SLICE - 1:
-                    await trio.lowlevel.checkpoint()
-                if not connection.is_over:
-                    connection.count()
+        try:
+            tunnel = await raise_tunnel(
+                node.reactor, sock, context, key.expected, owner, settings=node.client_settings
+            )
+        except RevokedError:
+            node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
+            raise
+        count_untracked(node, tunnel, Reporter.SOURCE)
+        return tunnel
 
     # Ending.
 
@@ -242,3 +247,4 @@ class WorkloadProxy:
         self.context.live.cut_all(error)
         self.tunnels.close(error)
         self.pool.close()
+        self._socks_pool.close()

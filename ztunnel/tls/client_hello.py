@@ -13,6 +13,7 @@ from ztunnel.errors import TlsError
 from ztunnel.tls.alerts import Alert
 
 CLIENT_HELLO = 1
+GROUPS_EXTENSION = 10
 ALPN_EXTENSION = 16
 MESSAGE_HEADER_BYTES = 4
 FIXED_BYTES = 2 + 32  # legacy version, random
@@ -20,10 +21,14 @@ FIXED_BYTES = 2 + 32  # legacy version, random
 
 @dataclass(frozen=True, slots=True)
 class ClientOffer:
-    """The suites a client knows and the protocols it wants; None = it did not use ALPN."""
+    """What a client knows and wants.
+
+    Suites and key exchange groups by number; `protocols` None = it did not use ALPN.
+    """
 
     suites: tuple[int, ...]
     protocols: tuple[bytes, ...] | None
+    groups: tuple[int, ...] = ()
 
 
 class _Reader:
@@ -72,18 +77,26 @@ def parse_client_hello(handshake: bytes) -> ClientOffer:
     body = _Reader(message.vector(3))
     body.take(FIXED_BYTES)
     body.vector(1)  # legacy session id
-    suites = _Reader(body.vector(2))
-    offered = []
-    while suites:
-        offered.append(suites.number(2))
+    suites = _numbers(body.vector(2))
     body.vector(1)  # legacy compression methods
     protocols = None
+    groups: tuple[int, ...] = ()
     extensions = _Reader(body.vector(2)) if body else body
     while extensions:
         kind, content = extensions.number(2), extensions.vector(2)
         if kind == ALPN_EXTENSION:
             protocols = _protocols(content)
-    return ClientOffer(tuple(offered), protocols)
+        elif kind == GROUPS_EXTENSION:
+            groups = _numbers(_Reader(content).vector(2))
+    return ClientOffer(suites, protocols, groups)
+
+
+def _numbers(content: bytes) -> tuple[int, ...]:
+    """Read a vector of two-byte numbers."""
+    left, found = _Reader(content), []
+    while left:
+        found.append(left.number(2))
+    return tuple(found)
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:

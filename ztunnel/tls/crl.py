@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Self
 
 from cryptography import x509
@@ -160,7 +161,7 @@ class Revocations:
         try:
             return tuple(
                 Link(self._issuer(above), _serial(below), number == 0)
-                for number, (below, above) in enumerate(zip(chain, chain[1:], strict=False))
+                for number, (below, above) in enumerate(pairwise(chain))
             )
         except _UNREADABLE as exc:
             raise ValueError(f"unreadable certificate: {exc}") from exc

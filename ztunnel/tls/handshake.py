@@ -129,18 +129,10 @@ class Handshake:
         except TlsError as exc:
             self._to_send += self._ssl_records().close_notify()
             raise self._failure(str(exc)) from exc
-        revocations = self._context.revocations
-        if revocations is not None:
-            try:
-                peer = peer.checked(verified_chain(self._object), revocations)
-            except TlsError as exc:
-                assert exc.code is not None
-                self._to_send += records.alert(exc.code)
-                raise self._failure(str(exc), type(exc)) from exc
         leftover, self._raw = self._raw, b""
         return Established(
             records=records,
-            peer=peer,
+            peer=self._not_revoked(peer, records),
             leftover=leftover,
             alpn=alpn,
             cipher=cipher,
@@ -216,6 +208,17 @@ class Handshake:
             Opener(self._secrets[theirs], cipher),
             self._context.seal_buffer,
         )
+
+    def _not_revoked(self, peer: PeerCertificate, records: RecordLayer) -> PeerCertificate:
+        """Judge the chain, which only now can be had; without revocation lists there is no cost."""
+        revocations = self._context.revocations
+        if revocations is None:
+            return peer
+        try:
+            return peer.checked(verified_chain(self._object), revocations)
+        except TlsError as exc:
+            self._to_send += records.alert(exc.code or Alert.CERTIFICATE_UNKNOWN)
+            raise self._failure(str(exc), type(exc)) from exc
 
     def _ssl_records(self) -> SslObjectRecords:
         return SslObjectRecords(self._object, self._incoming, self._outgoing)

@@ -34,7 +34,7 @@ def describe_ssl_error(error: ssl.SSLError) -> str:
 class SslObjectRecords:
     """Both directions, kept by an `ssl` object whose handshake is done."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_records", "closed")
+    __slots__ = ("_broken", "_incoming", "_object", "_outgoing", "_records", "closed")
 
     def __init__(
         self, ssl_object: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
@@ -43,6 +43,7 @@ class SslObjectRecords:
         self._incoming = incoming
         self._outgoing = outgoing
         self._records = 0
+        self._broken = False  # the peer broke the protocol: OpenSSL seals no more
         self.closed = False
 
     @property
@@ -51,11 +52,13 @@ class SslObjectRecords:
         return self._records >= REKEY_RECORDS
 
     def seal_small(self, plaintext: bytes | bytearray | memoryview) -> bytes:
-        """Seal plaintext of any length.
+        """Seal plaintext of any length; nothing comes out once `open` has failed.
 
         Raises:
             TlsError: we sent close_notify already.
         """
+        if self._broken:
+            return b""  # our own layer could seal on, but there is nobody to read it
         rest = memoryview(plaintext)
         self._records += -(-len(rest) // MAX_PLAINTEXT)
         try:
@@ -92,6 +95,7 @@ class SslObjectRecords:
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
+            self._broken = True
             text = describe_ssl_error(error)
             raise TlsError(f"tls error: {text}", alert=self._outgoing.read()) from error
         return len(raw), produced

@@ -11,6 +11,7 @@ import trio
 
 from ztunnel.errors import TlsError, UnreachableError
 from ztunnel.tls.handshake import Handshake
+from ztunnel.transport.conversation import receive, send
 
 if TYPE_CHECKING:
     from ztunnel.tls.context import TlsContext
@@ -29,10 +30,10 @@ async def secure(sock: socket.socket, context: TlsContext, *, server_side: bool)
     data = b""
     try:
         while True:
-            await _send(sock, handshake.receive(data))
+            await send(sock, handshake.receive(data))
             if handshake.done:
                 return handshake.finish()
-            data = await _receive(sock)
+            data = await _hear(sock)
     except TlsError:
         # Best effort: the peer may be gone, and the error itself says what matters.
         with contextlib.suppress(OSError):
@@ -40,6 +41,13 @@ async def secure(sock: socket.socket, context: TlsContext, *, server_side: bool)
         raise
     except OSError as error:
         raise TlsError(f"tls handshake error: {error.strerror}") from error
+
+
+async def _hear(sock: socket.socket) -> bytes:
+    data = await receive(sock, READ_BYTES)
+    if not data:
+        raise TlsError("tls handshake error: peer closed the connection")
+    return data
 
 
 async def connected(sock: socket.socket) -> None:
@@ -52,24 +60,3 @@ async def connected(sock: socket.socket) -> None:
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise UnreachableError(f"{os.strerror(code)} (os error {code})")
-
-
-async def _receive(sock: socket.socket) -> bytes:
-    while True:
-        try:
-            data = sock.recv(READ_BYTES)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
-            continue
-        if not data:
-            raise TlsError("tls handshake error: peer closed the connection")
-        return data
-
-
-async def _send(sock: socket.socket, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[sock.send(left) :]
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(sock)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = get("transport")
 
+SPREAD_MOST = 4
+"""How many tunnels a busy destination gets before its streams fill them up."""
 NEGATIVE_SECONDS = 0.5
 """How long a failed dial answers for later callers; short, as peers come up at any moment."""
 
@@ -75,7 +77,11 @@ class _Entry:
 
 
 class Pool:
-    """The tunnels of one workload; also their owner."""
+    """The tunnels of one workload; also their owner.
+
+    `is_current` says whether a tunnel may carry new streams as far as certificates go; one that may
+    not is left, and ends with its last stream.
+    """
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class Pool:
         streams_per_tunnel: int,
         idle_seconds: float,
         dial_seconds: float,
+        is_current: Callable[[Tunnel], bool] = lambda _: True,
     ) -> None:
         self._reactor = reactor
         self._dial = dial
@@ -93,6 +100,7 @@ class Pool:
         self._streams_per_tunnel = streams_per_tunnel
         self._idle_seconds = idle_seconds
         self._dial_seconds = dial_seconds
+        self._is_current = is_current
         self._entries: dict[PoolKey, _Entry] = {}
         self._keys: dict[Tunnel, PoolKey] = {}
         self._ready: dict[Tunnel, trio.Event] = {}
@@ -103,14 +111,39 @@ class Pool:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def get(self, key: PoolKey) -> Tunnel | None:
-        """Give a usable tunnel with room for a stream, if there is one. O(tunnels of the key)."""
+    def get(self, key: PoolKey, permit: Permit | None = None) -> Tunnel | None:
+        """Give a usable tunnel with room for a stream, if there is one. O(tunnels of the key).
+
+        When each of them has more to send than its socket takes, another is dialled beside it, up
+        to `SPREAD_MOST`, if there is a permit: one connection means one core of the peer
+        (dataplane.md 17.48).
+        """
         entry = self._entries.get(key)
-        if entry is not None:
-            for tunnel in entry.tunnels:
-                if self._has_room(tunnel):
-                    return tunnel
-        return None
+        if entry is None:
+            return None
+        congested: Tunnel | None = None
+        for tunnel in tuple(entry.tunnels):
+            if not self._has_room(tunnel):
+                continue
+            if not self._is_current(tunnel):
+                self.on_goaway(tunnel)
+            elif not tunnel.blocked:
+                return tunnel
+            else:
+                congested = congested or tunnel
+        if congested is not None and permit is not None and len(entry.tunnels) < SPREAD_MOST:
+            self._attempt(key, permit)
+        return congested
+
+    def tunnels(self) -> list[Tunnel]:
+        """List all tunnels, also those that take no new streams."""
+        return [*self._keys, *self._leaving]
+
+    def leave_old(self) -> None:
+        """Leave every tunnel whose certificates allow no new streams."""
+        for tunnel in list(self._keys):
+            if not self._is_current(tunnel):
+                self.on_goaway(tunnel)
 
     async def checkout(self, key: PoolKey, permit: Permit) -> Tunnel:
         """Give a usable tunnel, dialling if need be.
@@ -119,7 +152,7 @@ class Pool:
             ZtunnelError: the dial failed; everyone who waited for it gets the same error.
         """
         while True:
-            tunnel = self.get(key)
+            tunnel = self.get(key, permit)
             if tunnel is not None:
                 await trio.lowlevel.checkpoint()
                 # Whoever ran meanwhile may have taken the last place.
@@ -165,14 +198,14 @@ class Pool:
             self._remove(tunnel)
             self._leaving.add(tunnel)
         if not tunnel.core.streams:
-            self._reactor.deadline(0, tunnel.close)
+            self._reactor.soon(tunnel.close)
 
     def on_released(self, tunnel: Tunnel) -> None:
         """Close a tunnel that has been left, or after it has been idle for long."""
         if tunnel.core.streams or tunnel.closed:
             return
         if tunnel not in self._keys:
-            self._reactor.deadline(0, tunnel.close)
+            self._reactor.soon(tunnel.close)
         else:
             self._watch(tunnel)
 

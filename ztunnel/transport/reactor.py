@@ -80,6 +80,7 @@ class Reactor:
         "_epoll",
         "_fresh",
         "_handlers",
+        "_soon",
         "_turning",
         "_unfinished",
         "_wake_fd",
@@ -89,6 +90,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._unfinished: list[Handler] = []
+        self._soon: list[Callable[[], None]] = []
         self._dirty: list[Flushable] = []
         self._fresh: set[int] = set()
         self._deadlines: dict[float, deque[Deadline]] = {}
@@ -144,6 +146,12 @@ class Reactor:
         queue.append(entry)
         return entry
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the next turn: what must not happen in the middle of a handler."""
+        self._soon.append(callback)
+        if not self._turning:
+            os.eventfd_write(self._wake_fd, 1)
+
     async def run(self) -> None:
         """Dispatch until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -159,7 +167,7 @@ class Reactor:
     async def _dispatch(self) -> None:
         fd = self._epoll.fileno()
         while True:
-            if self._unfinished or self._dirty:
+            if self._unfinished or self._soon or self._dirty:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
@@ -173,6 +181,7 @@ class Reactor:
     def _turn(self) -> None:
         self._turning = True
         again, self._unfinished = self._unfinished, []
+        soon, self._soon = self._soon, []
         handlers = self._handlers
         fresh = self._fresh
         fresh.clear()
@@ -185,6 +194,8 @@ class Reactor:
                 self._call(handler, events)
         for handler in again:
             self._call(handler, READABLE)
+        for callback in soon:
+            self._fire(callback)
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for connection in dirty:

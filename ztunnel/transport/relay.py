@@ -54,6 +54,7 @@ class StreamRelay:
         "_deaf",
         "_ended",
         "_heard_bytes",
+        "_holding",
         "_hung_up",
         "_local_ended",
         "_pending",
@@ -86,12 +87,18 @@ class StreamRelay:
         self._ended: Callable[[ZtunnelError | None], None] | None = ended
         self._pending: deque[memoryview] | None = None
         self._unit = UNIT_FIRST
+        self._holding = 0  # bytes of the peer's in `_pending`
         self._uncounted = 0  # pending bytes that are ours and no peer's
         self._deaf: OSError | None = None  # why the application takes no more
         self._heard_bytes = 0  # what it had said by then
         self._broken = self._readable = self._hung_up = False
         self._local_ended = self._remote_ended = False
         stream.owner = self
+
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+        return self._local_ended != self._remote_ended
 
     # The reactor calls these.
 
@@ -200,6 +207,7 @@ class StreamRelay:
             self._local_failed(error)
             return
         self._pending = None
+        self._hold(-self._holding)
         self._deaf, self._heard_bytes = error, self.read_bytes
         self._readable = self._hung_up = True
         self.pump()
@@ -227,6 +235,7 @@ class StreamRelay:
         if self._pending is not None:
             # Joined: a peer that sends single bytes must not cost us an object for each.
             self._pending.append(memoryview(b"".join(chunks)))
+            self._hold(event.size)
             return
         if len(chunks) > PIECES_PER_SEND:
             chunks = [memoryview(b"".join(chunks))]
@@ -240,6 +249,7 @@ class StreamRelay:
         self._credit(sent)
         if sent < event.size:
             self._pending = deque([rest(chunks, sent)])
+            self._hold(event.size - sent)
 
     def on_end(self) -> None:
         """Carry the peer's FIN to the application, behind what is pending."""
@@ -298,9 +308,15 @@ class StreamRelay:
                 return
             self._credit(sent)
             drop(pending, sent)
+            self._hold(-min(sent, self._holding))
         self._pending = None
         if self._remote_ended:
             self._shut_down()
+
+    def _hold(self, size: int) -> None:
+        """Account for bytes kept here, with the tunnel that bounds their sum."""
+        self._holding += size
+        self._tunnel.hold(size)
 
     def _credit(self, size: int) -> None:
         if self._uncounted:
@@ -336,6 +352,7 @@ class StreamRelay:
             return
         self._ended = None
         self._pending = None
+        self._hold(-self._holding)
         self._tunnel.forget(self)
         self._reactor.forget(self.sock)
         self.sock.close()

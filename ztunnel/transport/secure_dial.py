@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ztunnel.decide.authorize import Permit
     from ztunnel.model.identity import Identity
     from ztunnel.tls.context import TlsContext
+    from ztunnel.transport.owners import TunnelOwner
     from ztunnel.transport.reactor import Reactor
     from ztunnel.transport.sockets import SocketFactory
-    from ztunnel.transport.tunnel import TunnelOwner
     from ztunnel.wire.hbone.settings import HboneSettings
 
 
@@ -88,6 +88,7 @@ async def raise_tunnel(
             certificate=context.certificate,
             cipher=established.cipher,
             version=established.version,
+            peer_links=established.peer.links,
         )
     except OSError as error:
         sock.close()

@@ -14,6 +14,7 @@ from ztunnel.linux.sockopt import reset_on_close
 from ztunnel.transport.buffers import PLAIN_VIEW, UNIT_FIRST, grown
 from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, WRITABLE
 from ztunnel.transport.sockets import GONE
+from ztunnel.transport.splice import WORTH_BYTES, SplicePipe
 
 if TYPE_CHECKING:
     import socket
@@ -32,7 +33,9 @@ class SocketSide:
         "_hung_up",
         "_pair",
         "_pending",
+        "_pipe",
         "_readable",
+        "_worth_bytes",
         "deaf",
         "ended",
         "heard_bytes",
@@ -52,6 +55,8 @@ class SocketSide:
         self.unit = UNIT_FIRST
         self._pair = pair
         self._pending: memoryview | None = None  # received here, not yet taken by the peer
+        self._pipe: SplicePipe | None = None  # set once this direction has shown itself busy
+        self._worth_bytes = WORTH_BYTES
         self._readable = self._hung_up = False
 
     def on_event(self, events: int) -> None:
@@ -62,7 +67,7 @@ class SocketSide:
             self.peer.resume()
         if events & HUNG_UP:
             self._hung_up = True
-            if events & BROKEN and self._pending is not None:
+            if events & BROKEN and self._is_stuck:
                 # A peer that does not read would keep us from ever seeing the abort.
                 self._pair.aborted(ConnectionResetError(errno.ECONNRESET, "reset"))
                 return
@@ -76,13 +81,25 @@ class SocketSide:
 
     def resume(self) -> None:
         """Send what the peer's socket did not take before, then go on."""
-        if self._pending is not None and self._send(self._pending):
+        if self._pipe is not None:
+            if self._pipe.held and self._empty_pipe(self._pipe):
+                self.pump()
+        elif self._pending is not None and self._send(self._pending):
             self.pump()
+
+    def close_pipe(self) -> None:
+        """Let go of the pipe, if there is one."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def pump(self) -> None:
         """Read here and send there until one of them would block or the turn is used up."""
         for _ in range(READS_PER_TURN):
             if not self._readable or self._is_held or self._pair.over:
+                return
+            if self.moved_bytes >= self._worth_bytes:
+                self._splice()
                 return
             try:
                 size = self.sock.recv_into(PLAIN_VIEW, self.unit)
@@ -100,6 +117,41 @@ class SocketSide:
             self.unit = grown(self.unit, size)
             self._send(PLAIN_VIEW[:size])
         self._pair.reactor.again(self)
+
+    def _splice(self) -> None:
+        """Move bytes inside the kernel from now on; if there can be no pipe, try again later."""
+        if self._pipe is None:
+            self._pipe = SplicePipe.make()
+        if self._pipe is None:
+            self._worth_bytes = self.moved_bytes * 2
+            self._pair.reactor.again(self)
+        elif self._fill_pipe(self._pipe) and self._empty_pipe(self._pipe):
+            self._pair.reactor.again(self)
+
+    def _fill_pipe(self, pipe: SplicePipe) -> bool:
+        try:
+            taken = pipe.fill(self.sock.fileno())
+        except BlockingIOError:
+            self._readable = False
+            return False
+        except OSError as error:
+            self._pair.aborted(error)
+            return False
+        if not taken:
+            self._pass_on_end()
+        return bool(taken)
+
+    def _empty_pipe(self, pipe: SplicePipe) -> bool:
+        while pipe.held:
+            try:
+                self.moved_bytes += pipe.drain(self.peer.sock.fileno())
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self.close_pipe()
+                self._pair.deafened(self.peer, error)
+                return False
+        return True
 
     def _send(self, data: memoryview) -> bool:
         try:
@@ -121,7 +173,13 @@ class SocketSide:
     @property
     def _is_held(self) -> bool:
         """Whether nothing more is to be read: it has ended, or its peer takes no more."""
-        return self.ended or self._pending is not None or self.peer.deaf is not None
+        return self.ended or self._is_stuck or self.peer.deaf is not None
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether what was read has not gone yet."""
+        pipe = self._pipe
+        return self._pending is not None or (pipe is not None and pipe.held > 0)
 
     def drain(self, error: OSError) -> None:
         """Take no more, but pass on what was said before."""
@@ -177,6 +235,11 @@ class SocketRelay:
         """Return the bytes moved from upstream to downstream."""
         return self.upstream.moved_bytes
 
+    @property
+    def is_half_open(self) -> bool:
+        """Whether one end has finished and the other has not."""
+        return self.downstream.ended != self.upstream.ended
+
     def cut(self, error: ZtunnelError) -> None:
         """End both sides now, as aborts."""
         self._end(error, abort=True)
@@ -215,6 +278,7 @@ class SocketRelay:
         for side in (self.downstream, self.upstream):
             if abort:
                 reset_on_close(side.sock)
+            side.close_pipe()
             self.reactor.forget(side.sock)
             side.sock.close()
         ended(error)

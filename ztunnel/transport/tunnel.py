@@ -9,9 +9,9 @@ core and leave in one record at the end of the turn, bulk leaves at once behind 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ztunnel.errors import LimitError, PeerError, TlsError, TunnelError, ZtunnelError
+from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
 from ztunnel.transport.buffers import (
     PLAIN_VIEW,
     RECEIVE_VIEW,
@@ -20,8 +20,10 @@ from ztunnel.transport.buffers import (
     UNIT_FIRST,
     grown,
 )
+from ztunnel.transport.outbox import Outbox
 from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
 from ztunnel.wire.hbone import events as happened
+from ztunnel.wire.hbone.connection import DRAIN_PING
 
 if TYPE_CHECKING:
     import socket
@@ -30,16 +32,20 @@ if TYPE_CHECKING:
     from ztunnel.model.identity import Identity
     from ztunnel.model.network import Endpoint
     from ztunnel.tls.certificate import WorkloadCertificate
+    from ztunnel.tls.crl import Link
     from ztunnel.tls.records import RecordLayer
+    from ztunnel.transport.owners import Resumable, StreamOwner, TunnelOwner
     from ztunnel.transport.reactor import Reactor
     from ztunnel.wire.hbone.connection import HboneConnection
     from ztunnel.wire.hbone.events import Headers
     from ztunnel.wire.hbone.stream import Stream
 
 READS_PER_TURN = 4  # performance.md 11
+HELD_MOST = 64 * 1024 * 1024  # bytes kept for slow readers of one tunnel: 16 full windows
 PING_SECONDS = 10.0  # dataplane.md 6.5
 PING_TICKS_TO_LIVE = 2  # no sign of life for this many further ticks: 20 s
 PING_PAYLOAD = b"ztunnel\0"
+DRAIN_PONG_SECONDS = 1.0  # how long the peer may take to answer the first of two GOAWAYs
 H2_NO_ERROR = 0
 H2_CANCEL = 8
 
@@ -55,54 +61,7 @@ class TunnelFacts:
     certificate: WorkloadCertificate  # ours
     cipher: str
     version: str
-
-
-class Resumable(Protocol):
-    """A relay that wants to send more when the tunnel can."""
-
-    def pump(self) -> None:
-        """Go on sending."""
-
-
-class TunnelOwner(Protocol):
-    """Who answers for a whole tunnel: the pool on our side, the inbound room on the other."""
-
-    def on_settings(self, tunnel: Tunnel) -> None:
-        """Note that the peer's settings have arrived: the tunnel is usable."""
-
-    def on_request(self, tunnel: Tunnel, request: happened.RequestReceived) -> None:
-        """Serve a new stream."""
-
-    def on_goaway(self, tunnel: Tunnel) -> None:
-        """Note that the peer takes no further streams."""
-
-    def on_released(self, tunnel: Tunnel) -> None:
-        """Note that a stream has ended."""
-
-    def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:
-        """Note that the connection has ended; `error` None means in good order."""
-
-
-class StreamOwner(Protocol):
-    """Who answers for one stream."""
-
-    def on_response(self, event: happened.ResponseReceived) -> None:
-        """Take the answer to our CONNECT."""
-
-    def on_data(self, event: happened.DataReceived) -> None:
-        """Take bytes; the views in `event` are valid during the call only."""
-
-    def on_end(self) -> None:
-        """Note that the peer has finished sending."""
-
-    def on_reset(self, code: int) -> None:
-        """Note that the peer has aborted the stream."""
-
-    def on_window(self) -> None:
-        """Note that more may be sent on this stream."""
-
-    def on_lost(self, error: ZtunnelError) -> None:
-        """Note that the connection is gone."""
+    peer_links: tuple[Link, ...] = ()  # the peer's chain, for revocation; empty = cannot be judged
 
 
 class Tunnel:
@@ -111,12 +70,14 @@ class Tunnel:
     __slots__ = (
         "_closed",
         "_dirty",
+        "_drain_told",
         "_draining",
         "_heard",
         "_held",
+        "_held_bytes",
         "_hung_up",
+        "_outbox",
         "_owner",
-        "_pending",
         "_reactor",
         "_records",
         "_silent_ticks",
@@ -146,11 +107,13 @@ class Tunnel:
         self._reactor = reactor
         self._records = records
         self._owner = owner
+        self._held_bytes = 0  # what relays keep for readers that are slow
         self._held = b""  # the first part of a record whose rest has not come
-        self._pending: memoryview | None = None  # sealed bytes that the socket did not take
+        self._outbox = Outbox(sock)
         self._waiting: dict[Resumable, None] = {}  # in order of arrival
         self._unit = UNIT_FIRST
-        self._hung_up = self._dirty = self._closed = self._draining = False
+        self._hung_up = self._dirty = self._closed = False
+        self._draining = self._drain_told = False
         self._heard = True
         self._silent_ticks = 0
 
@@ -173,7 +136,7 @@ class Tunnel:
     @property
     def blocked(self) -> bool:
         """Whether the socket takes no more for now."""
-        return self._pending is not None
+        return self._outbox.blocked
 
     @property
     def accepts_streams(self) -> bool:
@@ -193,6 +156,20 @@ class Tunnel:
         self.opened += 1
         self.flush_later()
         return stream
+
+    def hold(self, size: int) -> None:
+        """Note that relays hold `size` more bytes of this tunnel (or less, if negative).
+
+        Beyond `HELD_MOST` the peer gets no credit for the connection until half of it has gone.
+        """
+        self._held_bytes += size
+        core = self.core
+        if core.withholding:
+            if self._held_bytes <= HELD_MOST // 2:
+                core.withhold(more=False)
+                self.flush_later()
+        elif self._held_bytes > HELD_MOST:
+            core.withhold(more=True)
 
     def wait(self, relay: Resumable) -> None:
         """Have `relay.pump` called when the socket or the connection window has room again."""
@@ -223,7 +200,7 @@ class Tunnel:
         """Note that a stream is done with; closes a draining tunnel after its last one."""
         self.flush_later()
         if self._draining and not self.core.streams:
-            self._reactor.deadline(0, self._close_drained)
+            self._reactor.soon(self._close_drained)
         self._owner.on_released(self)
 
     def drain(self) -> None:
@@ -233,8 +210,9 @@ class Tunnel:
         self._draining = True
         self.core.begin_drain()
         self.flush_later()
+        self._reactor.deadline(DRAIN_PONG_SECONDS, self._finish_drain)
         if not self.core.streams:
-            self._reactor.deadline(0, self._close_drained)
+            self._reactor.soon(self._close_drained)
 
     # The reactor calls these.
 
@@ -242,7 +220,7 @@ class Tunnel:
         """Move what can be moved."""
         if self._closed:
             return
-        if events & WRITABLE and self._pending is not None:
+        if events & WRITABLE and self._outbox.blocked:
             self._send_pending()
         if events & HUNG_UP:
             self._hung_up = True
@@ -252,7 +230,7 @@ class Tunnel:
     def flush(self) -> None:
         """Send control and small frames in one record."""
         self._dirty = False
-        if self._pending is not None or self._closed:
+        if self._outbox.blocked or self._closed:
             return
         core = self.core
         if core.control:
@@ -267,10 +245,13 @@ class Tunnel:
         """End the connection now; every live stream is lost."""
         if self._closed:
             return
+        if error is None or isinstance(error, DrainError):
+            # Peers learn that this was on purpose; the reference just vanishes (17.11).
+            self.core.goaway()
         self.flush()
         self._closed = True
         self.closed_because = error
-        if self._pending is None:
+        if not self._outbox.blocked:
             self._say_goodbye(error)
         self._reactor.forget(self.sock)
         self.sock.close()
@@ -321,7 +302,7 @@ class Tunnel:
             return
         reply = records.take_reply()
         if reply:
-            self._send_sealed(bytes(reply))
+            self._reply(reply)
         if records.closed and not self._closed:
             self.close(self._end_reason())
 
@@ -354,44 +335,30 @@ class Tunnel:
 
     def _transmit(self, before: bytes, sealed: bytes | memoryview) -> None:
         try:
-            sent = self.sock.sendmsg((before, sealed)) if before else self.sock.send(sealed)
-        except BlockingIOError:
-            sent = 0
+            self._outbox.send(before, sealed)
         except OSError as error:
             self._send_failed(error)
-            return
-        total = len(before) + len(sealed)
-        if sent < total:
-            self._pending = memoryview(before + bytes(sealed))[sent:]
 
-    def _send_sealed(self, sealed: bytes) -> None:
-        if self._pending is None:
-            self._transmit(b"", sealed)
-        else:
-            self._pending = memoryview(bytes(self._pending) + sealed)
+    def _reply(self, sealed: bytes) -> None:
+        try:
+            self._outbox.append(sealed)
+        except OSError as error:
+            self._send_failed(error)
 
     def _send_pending(self) -> None:
-        pending = self._pending
-        assert pending is not None
         try:
-            sent = self.sock.send(pending)
-        except BlockingIOError:
-            return
+            empty = self._outbox.drain()
         except OSError as error:
             self._send_failed(error)
             return
-        if sent < len(pending):
-            self._pending = pending[sent:]
-            return
-        self._pending = None
-        self.flush()
-        self._wake()
+        if empty:
+            self.flush()
+            self._wake()
 
     def _send_failed(self, error: OSError) -> None:
-        # Not closed here: the caller is in the middle of a stream's work. Next turn.
-        self._pending = memoryview(b"\0")
+        # Not closed here: the caller is in the middle of a stream's work.
         reason = PeerError(f"io error: {error.strerror}")
-        self._reactor.deadline(0, lambda: self.close(reason))
+        self._reactor.soon(lambda: self.close(reason))
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -429,7 +396,7 @@ class Tunnel:
 
     def _on_window(self, event: happened.WindowOpened) -> None:
         if event.stream is None:
-            if self._pending is None:
+            if not self._outbox.blocked:
                 self._wake()
         elif event.stream.owner is not None:
             event.stream.owner.on_window()
@@ -441,7 +408,13 @@ class Tunnel:
         self._owner.on_goaway(self)
 
     def _on_pong(self, event: happened.PingAcknowledged) -> None:
-        if self._draining and event.payload != PING_PAYLOAD:
+        if event.payload == DRAIN_PING:
+            self._finish_drain()
+
+    def _finish_drain(self) -> None:
+        """Say which stream was the last, once: when the peer has answered, or in any case soon."""
+        if self._draining and not self._closed and not self._drain_told:
+            self._drain_told = True
             self.core.finish_drain()
             self.flush_later()
 
@@ -465,8 +438,8 @@ class Tunnel:
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
 
     def _close_drained(self) -> None:
-        if self._pending is not None:
-            self._reactor.deadline(0, self._close_drained)
+        if self._outbox.blocked:
+            self._reactor.deadline(DRAIN_PONG_SECONDS, self._close_drained)
         elif not self.core.streams:
             self.close()
 

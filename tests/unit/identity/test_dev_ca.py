@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,45 @@ def test_nothing_is_written_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     DevelopmentCa.from_pem(DevelopmentCa.create("example.org").to_pem()).issue(a_name())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_authority_below_signs_with_its_own_key_and_leads_up_to_the_root() -> None:
+    below = AUTHORITY.subordinate("upper").subordinate("lower")
+    made = below.issue(a_name("client"))
+    chain = x509.load_pem_x509_certificates(made.chain_pem)
+    assert len(chain) == 3
+    for one, above in zip(chain, [*chain[1:], AUTHORITY.root], strict=True):
+        one.verify_directly_issued_by(above)
+    assert made.roots_pem == AUTHORITY.roots_pem
+    an_established_pair(a_client_context(made), a_server_context(AUTHORITY.issue(a_name())))
+
+
+def test_a_signing_request_is_answered_with_the_intermediates_in_between() -> None:
+    below = AUTHORITY.subordinate()
+    leaf, intermediate, root = below.sign(make_signing_request(a_name()).csr_pem)
+    assert intermediate == below.signer.public_bytes(Encoding.PEM)
+    assert root == AUTHORITY.roots_pem
+    x509.load_pem_x509_certificate(leaf).verify_directly_issued_by(below.signer)
+
+
+def test_other_roots_stand_in_the_bundle() -> None:
+    other = DevelopmentCa.create()
+    both = replace(AUTHORITY, other_roots=(other.root,))
+    assert x509.load_pem_x509_certificates(both.roots_pem) == [AUTHORITY.root, other.root]
+
+
+@pytest.mark.parametrize("authority", [AUTHORITY, AUTHORITY.subordinate()], ids=["root", "below"])
+def test_what_is_taken_back_is_listed_and_signed(authority: DevelopmentCa) -> None:
+    content = x509.load_pem_x509_crl(authority.revoke(5, 6))
+    assert [entry.serial_number for entry in content] == [5, 6]
+    assert content.issuer == authority.signer.subject
+    assert content.is_signature_valid(authority.key.public_key())
+    assert len(list(x509.load_pem_x509_crl(authority.revoke()))) == 0
+
+
+def test_a_list_may_be_out_of_date() -> None:
+    authority = DevelopmentCa.create(clock=lambda: 1_800_000_000.0)
+    content = x509.load_pem_x509_crl(authority.revoke(5, lifetime_seconds=-60))
+    assert content.next_update_utc is not None
+    assert content.next_update_utc.timestamp() == 1_800_000_000 - 60
+    assert content.last_update_utc < content.next_update_utc

@@ -146,6 +146,45 @@ def test_a_retry_is_not_later_than_expiry() -> None:
         assert rotation.next_due() <= 1000
 
 
+@given(lifetime=st.floats(2, 1e6), seed=st.integers())
+def test_a_ca_that_answers_again_before_the_last_tenth_is_over_is_not_missed(
+    lifetime: float, seed: int
+) -> None:
+    rotation, attempts = Rotation(Random(seed)), 0
+    rotation.want(ONE, Urgency.CONNECTION, 0)
+    rotation.take_due(0)
+    rotation.succeeded(valid(ONE, 0, lifetime), ONE, 0)
+    while (now := rotation.next_due()) < 0.9 * lifetime:
+        assert rotation.take_due(now) == [ONE]
+        rotation.failed("CA down", ONE, now)
+        attempts += 1
+    assert now < lifetime
+    assert attempts < 20 + lifetime / (0.8 * BACKOFF_MAX_SECONDS)
+
+
+def test_retries_in_a_hurry_do_not_lengthen_the_pause_after_expiry() -> None:
+    rotation = with_certificate(until=10)
+    while (now := rotation.next_due()) < 10:
+        rotation.take_due(now)
+        rotation.failed("CA down", ONE, now)
+    rotation.take_due(10)
+    rotation.failed("CA down", ONE, 10)
+    assert rotation.next_due() <= 10 + 8 * 1.2
+
+
+def test_a_certificate_may_be_renewed_before_its_time_but_not_against_the_back_off() -> None:
+    rotation = with_certificate()
+    rotation.renew(ONE, 1)
+    assert rotation.take_due(1) == [ONE]
+    rotation.renew(ONE, 1)
+    assert rotation.take_due(1) == [], "it is on its way"
+    rotation.failed("CA down", ONE, 1)
+    rotation.renew(ONE, 1.1)
+    assert rotation.take_due(1.1) == []
+    rotation.renew(NAMES[1], 2)
+    assert rotation.status(NAMES[1], 2) is None
+
+
 def test_an_expired_certificate_with_a_failure_is_unavailable() -> None:
     rotation = with_certificate(until=1000)
     rotation.take_due(600)
@@ -237,6 +276,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.wanted.discard(identity)
         if identity not in self.flying:
             self.valid.pop(identity, None)
+
+    @rule(identity=st.sampled_from(NAMES))
+    def renew(self, identity: Identity) -> None:
+        self.rotation.renew(identity, self.now)
 
     @rule(seconds=st.floats(0, 400))
     def time_passes(self, seconds: float) -> None:

@@ -85,3 +85,13 @@ def test_arbitrary_bytes_raise_only_tls_errors(data: bytes) -> None:
 
 
 HELLO = a_hello("h2")
+
+
+def test_the_groups_of_an_offer_are_read() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.set_ecdh_curve("secp384r1")
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    assert parse_client_hello(outgoing.read()[5:]).groups == (24,)

@@ -15,9 +15,10 @@ from tests.support.certs import (
     an_established_pair,
     shake_hands,
 )
-from ztunnel.errors import TlsError
-from ztunnel.identity.dev_ca import Usage
+from ztunnel.errors import RevokedError, TlsError
+from ztunnel.identity.dev_ca import DevelopmentCa, Usage
 from ztunnel.tls.alerts import Alert
+from ztunnel.tls.crl import Revocations, parse_lists
 from ztunnel.tls.handshake import RECEIVED_BYTES_MAX, Established, Handshake
 from ztunnel.tls.records import Tls13Records
 from ztunnel.tls.ssl_records import SslObjectRecords
@@ -333,3 +334,51 @@ def test_damaged_flights_raise_only_tls_errors(at: int, junk: bytes, flight: int
 def test_settings_of_the_wrong_role_are_a_bug() -> None:
     with pytest.raises(AssertionError):
         Handshake(CLIENT, server_side=True)
+
+
+def enforced(*pems: bytes) -> Revocations:
+    revocations = Revocations()
+    revocations.replace(parse_lists(b"".join(pems)))
+    return revocations
+
+
+@pytest.mark.parametrize("own_records", [True, False])
+@pytest.mark.parametrize("authority", [AUTHORITY, AUTHORITY.subordinate()], ids=["root", "below"])
+def test_a_peer_that_is_not_revoked_brings_the_links_of_its_chain(
+    authority: DevelopmentCa,
+    own_records: bool,  # noqa: FBT001
+) -> None:
+    made = a_certificate(a_name("client"), authority=authority)
+    one, other = an_established_pair(
+        a_client_context(made, own_records=own_records),
+        a_server_context(own_records=own_records, revocations=enforced(authority.revoke(1))),
+    )
+    assert other.peer.links[0].serial == made.serial
+    assert len(other.peer.links) == 1 + len(authority.intermediates)
+    assert one.peer.links == (), "without lists there is nothing to know"
+    both_ways(one, other)
+
+
+def test_a_revoked_client_is_refused_and_told_so() -> None:
+    made = a_certificate(a_name("client"))
+    client = Handshake(a_client_context(made), server_side=False)
+    lists = enforced(AUTHORITY.revoke(made.serial))
+    server = Handshake(a_server_context(revocations=lists), server_side=True)
+    shake_hands(client, server)
+    with pytest.raises(RevokedError) as caught:
+        server.finish()
+    assert str(caught.value) == (
+        f"tls handshake error: peer certificate revoked by CRL (serial {made.serial:x})"
+    )
+    with pytest.raises(TlsError, match=r"peer sent alert: certificate revoked \(44\)"):
+        client.finish().records.open(memoryview(caught.value.alert), OUT)
+
+
+def test_a_server_below_a_revoked_authority_is_refused() -> None:
+    below = AUTHORITY.subordinate()
+    lists = enforced(AUTHORITY.revoke(below.signer.serial_number))
+    client = Handshake(a_client_context(revocations=lists), server_side=False)
+    made = a_certificate(a_name("server"), authority=below)
+    shake_hands(client, Handshake(a_server_context(made), server_side=True))
+    with pytest.raises(RevokedError, match="revoked by CRL"):
+        client.finish()

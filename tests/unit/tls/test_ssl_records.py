@@ -64,6 +64,7 @@ def test_a_forged_record_is_a_tls_error_with_an_alert() -> None:
         other.open(memoryview(forged), OUT)
     with pytest.raises(TlsError, match="peer sent alert: bad record mac"):
         one.open(memoryview(caught.value.alert), OUT)
+    assert other.seal_small(b"what was still to be said") == b""
 
 
 def test_an_alert_of_choice_becomes_close_notify() -> None:

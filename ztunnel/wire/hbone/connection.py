@@ -81,6 +81,7 @@ class HboneConnection(Messages):
         )
         self._receive_window = self.settings.connection_window
         self._owed = 0
+        self.withholding = False
         self._preface_left = b"" if client else PREFACE
         self._partial = bytearray()
         self._partial_size = 0  # how long `_partial` must become before it can be read
@@ -249,11 +250,23 @@ class HboneConnection(Messages):
                 "DATA beyond the connection's window", code=ErrorCodes.FLOW_CONTROL_ERROR
             )
         owed = self._owed + length
-        if owed * CREDIT_SHARE >= self.settings.connection_window:
+        if owed * CREDIT_SHARE >= self.settings.connection_window and not self.withholding:
             self.control += pack_window_update(0, owed)
             self._receive_window += owed
             owed = 0
         self._owed = owed
+
+    def withhold(self, *, more: bool) -> None:
+        """Stop giving credit for the connection, or give it again with all that is owed.
+
+        For a shell that holds more for slow readers than it cares to: their streams' windows bound
+        each of them, this bounds the sum.
+        """
+        self.withholding = more
+        if not more and self._owed:
+            self.control += pack_window_update(0, self._owed)
+            self._receive_window += self._owed
+            self._owed = 0
 
     def _on_unwanted_data(self, stream: Stream | None, stream_id: int, events: list[Event]) -> None:
         """Say what is wrong with DATA whose payload is skipped."""

@@ -1,0 +1,246 @@
+"""Getting a stream that the peer has answered with 200: outbound, before the relay (2.8, 6.4).
+
+A usable tunnel in the pool costs no task. Otherwise one waits for the dial that everybody who wants
+that tunnel shares. What is provably safe is tried once more (dataplane.md 17.6): a stream the peer
+refused or lost before it answered, and another endpoint when the dial failed. A hop of two tunnels
+opens the inner one through the stream of the outer.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from ztunnel.decide.route import Hop, HopProtocol
+from ztunnel.errors import (
+    ConnectRefusedError,
+    LimitError,
+    TunnelError,
+    UnreachableError,
+    ZtunnelError,
+)
+from ztunnel.proxy.double import InnerConnection
+from ztunnel.proxy.requests import tunnel_request
+from ztunnel.transport.pool import PoolKey
+from ztunnel.wire.headers import Traceparent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ztunnel.decide.authorize import Permit
+    from ztunnel.model.identity import Identity
+    from ztunnel.model.network import Endpoint
+    from ztunnel.model.workload import Workload
+    from ztunnel.proxy.context import ProxyContext
+    from ztunnel.transport.pool import Pool
+    from ztunnel.transport.reactor import Deadline
+    from ztunnel.transport.tunnel import Tunnel
+    from ztunnel.wire.hbone.events import DataReceived, ResponseReceived
+    from ztunnel.wire.hbone.stream import Stream
+
+H2_CANCEL = 8
+H2_REFUSED_STREAM = 7
+
+
+class Opener(Protocol):
+    """Who wants the stream."""
+
+    @property
+    def context(self) -> ProxyContext:
+        """What the connection may use."""
+
+    @property
+    def source(self) -> Endpoint:
+        """For whom the stream is."""
+
+    def wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` in a task of its own; its failure ends the connection."""
+
+    def another_hop(self, failed: Hop) -> Hop | None:
+        """Give another endpoint of the same service, if there is one."""
+
+    def on_reached(
+        self, tunnel: Tunnel, stream: Stream, event: ResponseReceived, far: Identity | None
+    ) -> None:
+        """Take the answered stream; `far` is who answered in the inner of two tunnels."""
+
+    def end(self, error: ZtunnelError) -> None:
+        """Give up."""
+
+
+class StreamOpening:
+    """One attempt to get a stream; its owner until it is answered."""
+
+    __slots__ = (
+        "_deadline",
+        "_done",
+        "_hop",
+        "_inner",
+        "_may_retry",
+        "_opener",
+        "_permit",
+        "_pool",
+        "_stream",
+        "_traceparent",
+        "_tunnel",
+        "_workload",
+    )
+
+    def __init__(
+        self, opener: Opener, pool: Pool, *, workload: Workload, hop: Hop, permit: Permit
+    ) -> None:
+        self._opener = opener
+        self._pool = pool
+        self._workload = workload
+        self._hop = hop
+        self._permit = permit
+        self._traceparent = Traceparent.new(opener.context.node.rng)
+        self._tunnel: Tunnel | None = None
+        self._stream: Stream | None = None
+        self._inner: InnerConnection | None = None
+        self._deadline: Deadline | None = None
+        self._may_retry = True
+        self._done = False
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        opener = self._opener
+        identity = opener.context.identity(self._workload)
+        key = PoolKey(identity, self._hop.expected, self._hop.peer, opener.source.ip)
+        tunnel = self._pool.get(key, self._permit)
+        if tunnel is not None:
+            self._open(tunnel)
+        else:
+            opener.wait_for(lambda: self._dial(key))
+
+    def give_up(self) -> None:
+        """Let go of everything; nobody is told."""
+        self._done = True
+        self._cancel_deadline()
+        if self._stream is not None and self._tunnel is not None:
+            self._stream.owner = None
+            self._tunnel.core.reset(self._stream, H2_CANCEL)
+            self._tunnel.released()
+            self._stream = None
+        if self._inner is not None:
+            self._inner.close()
+
+    async def _dial(self, key: PoolKey) -> None:
+        try:
+            tunnel = await self._pool.checkout(key, self._permit)
+        except UnreachableError:
+            other = self._opener.another_hop(self._hop) if self._may_retry else None
+            if self._done or other is None:
+                raise
+            self._may_retry = False
+            self._hop = other
+            self.start()
+            return
+        if not self._done:
+            self._open(tunnel)
+
+    def _open(self, tunnel: Tunnel) -> None:
+        opener, hop = self._opener, self._hop
+        config = opener.context.node.config
+        assert hop.authority is not None
+        headers = tunnel_request(
+            hop.authority,
+            workload=self._workload,
+            source=opener.source,
+            service=hop.service,
+            traceparent=self._traceparent,
+            network=None if self._inner is None else config.network,
+        )
+        try:
+            stream = tunnel.open(headers, self)
+        except LimitError:
+            # The tunnel filled up or began to drain since it was chosen; the pool knows better now.
+            self._retry(LimitError("no tunnel takes a further stream"))
+            return
+        self._tunnel, self._stream = tunnel, stream
+        reactor = opener.context.node.reactor
+        self._deadline = reactor.deadline(config.connect_response_seconds, self._on_no_answer)
+
+    async def _go_inside(self, outer: Tunnel, stream: Stream) -> None:
+        """Run the inner connection of a double tunnel through the outer stream."""
+        opener = self._opener
+        self._inner = InnerConnection(opener.context.node, self._fail)
+        identity = opener.context.identity(self._workload)
+        await self._inner.establish(outer, stream, self._hop.inner_expected, identity)
+        inner = self._inner.tunnel
+        if not self._done and inner is not None:
+            self._open(inner)
+
+    # The stream tells how the CONNECT went.
+
+    def on_response(self, event: ResponseReceived) -> None:
+        """Hand the stream over when the peer says 200, else end with its status."""
+        if event.status != HTTPStatus.OK:
+            self._fail(refused(event.status))
+            return
+        tunnel, stream = self._tunnel, self._stream
+        assert tunnel is not None
+        assert stream is not None
+        self._cancel_deadline()
+        self._stream = None
+        if self._hop.protocol is HopProtocol.DOUBLE_HBONE and self._inner is None:
+            self._opener.wait_for(lambda: self._go_inside(tunnel, stream))
+        else:
+            far = None if self._inner is None else self._inner.peer
+            self._opener.on_reached(tunnel, stream, event, far)
+
+    def on_data(self, event: DataReceived) -> None:
+        """Nothing: the core delivers no data before the answer, and then the relay owns it."""
+
+    def on_end(self) -> None:
+        """End: a stream that ends without an answer opened nothing."""
+        self._fail(TunnelError("h2 failed: stream ended without an answer"))
+
+    def on_window(self) -> None:
+        """Nothing: no data is sent before the answer."""
+
+    def on_reset(self, code: int) -> None:
+        """Try once more if the peer says that it did nothing with the stream."""
+        self._stream = None
+        error = TunnelError(f"h2 failed: stream reset by the peer (code {code})", code=code)
+        if code == H2_REFUSED_STREAM:
+            self._retry(error)
+        else:
+            self._fail(error)
+
+    def on_lost(self, error: ZtunnelError) -> None:
+        """Try once more: nothing of the application has been sent yet."""
+        self._stream = None
+        self._retry(error)
+
+    def _retry(self, error: ZtunnelError) -> None:
+        self._cancel_deadline()
+        if self._done:
+            return
+        if not self._may_retry or self._inner is not None:
+            self._fail(error)
+            return
+        self._may_retry = False
+        self.start()
+
+    def _fail(self, error: ZtunnelError) -> None:
+        if not self._done:
+            self._opener.end(error)
+
+    def _on_no_answer(self) -> None:
+        seconds = self._opener.context.node.config.connect_response_seconds
+        self._fail(UnreachableError(f"no answer to CONNECT from the peer within {seconds:g}s"))
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def refused(status: int) -> ConnectRefusedError:
+    """Describe an answer other than 200."""
+    try:
+        phrase = f" {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = ""
+    return ConnectRefusedError(f"http status: {status}{phrase}", status=status)

@@ -1,0 +1,71 @@
+"""Bytes on their way into a socket that may not take them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ztunnel.transport.sockets import Socket
+
+
+class Outbox:
+    """Sends to a non-blocking socket and keeps, in order, what it does not take.
+
+    Its user asks `blocked` before making more, so what is kept is one send's worth and a few small
+    replies.
+    """
+
+    __slots__ = ("_kept", "_sock")
+
+    def __init__(self, sock: Socket) -> None:
+        self._sock = sock
+        self._kept: memoryview | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something is kept."""
+        return self._kept is not None
+
+    def send(self, before: bytes, data: bytes | memoryview) -> None:
+        """Send `before` and `data` in one call; nothing may be kept. Copies only what stays.
+
+        Raises:
+            OSError: the connection broke; from now on it counts as blocked.
+        """
+        assert self._kept is None
+        try:
+            sent = self._sock.sendmsg((before, data)) if before else self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._kept = memoryview(b"")
+            raise
+        if sent < len(before) + len(data):
+            self._kept = memoryview(before + bytes(data))[sent:]
+
+    def append(self, data: bytes) -> None:
+        """Send `data` behind what is kept.
+
+        Raises:
+            OSError: as `send`.
+        """
+        if self._kept is None:
+            self.send(b"", data)
+        else:
+            self._kept = memoryview(bytes(self._kept) + data)
+
+    def drain(self) -> bool:
+        """Send what is kept; return whether nothing is left.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        kept = self._kept
+        if not kept:
+            return kept is None
+        try:
+            sent = self._sock.send(kept)
+        except BlockingIOError:
+            return False
+        self._kept = kept[sent:] if sent < len(kept) else None
+        return self._kept is None
