@@ -68,6 +68,18 @@ class ConnectRefusedError(PeerError):
         self.status = status
 
 
+class RemoteDeniedError(ConnectRefusedError):
+    """The peer's policy said no to our CONNECT."""
+
+    reason = "remote_denied"
+
+
+class RemoteUnreachableError(ConnectRefusedError):
+    """The peer could not reach the application, or does not know it yet."""
+
+    reason = "remote_unreachable"
+
+
 class RejectedError(PeerError):
     """A peer's CONNECT is not for us, or not well said; `status` is our answer."""
 

@@ -103,15 +103,19 @@ async def test_a_draining_client_lets_running_connections_finish() -> None:
         assert {end["level"] for end in await pair.lines.wait_for_ends(2)} == {"info"}
 
 
-async def test_a_drain_waits_no_longer_than_it_may() -> None:
+async def test_a_drain_waits_no_longer_than_it_may_and_cuts_what_is_left() -> None:
     async with a_pair() as pair:
         pair.serve(echo)
-        async with await a_running_call(pair) as running:
-            with trio.fail_after(5):
-                await pair.server.drain(0.01)
-            await pair.lines.wait_for("drain duration expired with pending connections")
-            assert await expect_abort(running) == b""
-        await pair.lines.wait_for_ends(2)
+        streams = [await a_running_call(pair) for _ in range(3)]
+        with trio.fail_after(5):
+            await pair.server.drain(0.02)
+        await pair.lines.wait_for("drain duration expired with pending connections")
+        for stream in streams:
+            assert await expect_abort(stream) == b""
+            await stream.aclose()
+        await pair.lines.wait_for_ends(6)
+        for inbound in pair.lines.ended("inbound"):
+            assert inbound["error"] == "connection closed due to connection drain"
 
 
 async def test_removing_the_server_pod_cuts_everything_at_once() -> None:

@@ -47,7 +47,7 @@ async def test_a_denied_call_is_reset_and_both_sides_say_why() -> None:
         outbound, inbound = await pair.ends()
         assert outbound["level"] == inbound["level"] == "error"
         assert outbound["error"] == "http status: 401 Unauthorized"
-        assert outbound["reason"] == "remote_refused"
+        assert outbound["reason"] == "remote_denied"
         assert inbound["policy"] == "shop/no-frontend"
         assert inbound["reason"] == "denied"
         assert "explicitly denied by: shop/no-frontend" in inbound["error"]

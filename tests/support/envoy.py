@@ -1,9 +1,10 @@
 """Envoy as an HBONE peer that is not ours.
 
 `running_envoy` starts one Envoy for one configuration: an `HboneClient` (plain TCP in, CONNECT in
-mTLS out) or an `HboneServer` (the reverse). Envoy chooses its ports itself, and its admin interface
-is a Unix socket, so any number run side by side and also inside network namespaces. Certificates
-lie in a private temporary folder, because Envoy can only read files; our own code never does that.
+mTLS out), an `HboneServer` (the reverse), or a `Waypoint` (one behind the other). Envoy chooses its
+ports itself, unless told, and its admin interface is a Unix socket, so any number run side by side
+and also inside network namespaces. Certificates lie in a private temporary folder, because Envoy
+can only read files; our own code never does that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import cast
 
 import trio
 
-from tests.support.envoy_config import HboneClient, HboneServer, bootstrap
+from tests.support.envoy_config import EnvoyConfig, bootstrap
 
 INSTALLED = Path(__file__).parents[2] / ".peers" / "envoy"
 # Envoy needs 0.15 s on an idle machine; a shared one with two cores may be far from idle.
@@ -88,7 +89,7 @@ class Envoy:
 
 @asynccontextmanager
 async def running_envoy(
-    config: HboneClient | HboneServer, *, program: Path, netns: Path | None = None
+    config: EnvoyConfig, *, program: Path, netns: Path | None = None
 ) -> AsyncIterator[Envoy]:
     """Run Envoy until the block ends, inside the network namespace at `netns` if one is given.
 
@@ -141,8 +142,12 @@ async def _listening_port(folder: Path, process: trio.Process) -> int:
                 await trio.sleep(POLL_SECONDS)
                 continue
             listeners = json.loads(await _admin(folder, "/listeners?format=json"))
-            address = listeners["listener_statuses"][0]["local_address"]["socket_address"]
-            return int(address["port_value"])
+            addresses = [one["local_address"] for one in listeners["listener_statuses"]]
+            # A waypoint has listeners that are not on the network, too.
+            [port] = [
+                one["socket_address"]["port_value"] for one in addresses if "socket_address" in one
+            ]
+            return int(port)
     raise EnvoyError(f"Envoy did not become ready; it said:\n{_log_tail(folder)}")
 
 

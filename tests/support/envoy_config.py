@@ -13,6 +13,7 @@ MIB = 1024 * 1024
 STREAM_WINDOW_BYTES = 4 * MIB
 CONNECTION_WINDOW_BYTES = 16 * MIB
 CONNECT_SECONDS = 2
+WAYPOINT_HEADER = "x-waypoint"
 
 ACCESS_LOG_FIELDS = {
     "peer": "%DOWNSTREAM_PEER_URI_SAN%",
@@ -79,13 +80,45 @@ class HboneServer:
     listen_port: int = 0
 
 
-def bootstrap(config: HboneClient | HboneServer, folder: Path) -> Json:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waypoint:
+    """HBONE in, the content looked at, HBONE out: each CONNECT becomes one to `authority`.
+
+    With `speaks_http` the content is HTTP, and answers get the header WAYPOINT_HEADER; without, it
+    is any bytes. Clients are accepted as by `HboneServer`.
+    """
+
+    credentials: Credentials
+    hbone_address: str
+    authority: str
+    expected_identity: str
+    speaks_http: bool
+    hbone_port: int = 15008
+    accepted_identities: str = "spiffe://"
+    listen_address: str = "0.0.0.0"
+    listen_port: int = 15008
+
+
+EnvoyConfig = HboneClient | HboneServer | Waypoint
+
+
+def bootstrap(config: EnvoyConfig, folder: Path) -> Json:
     """Render all of Envoy's configuration; write the certificates it names into `folder`."""
     files = _write_credentials(config.credentials, folder)
-    if isinstance(config, HboneClient):
-        chain, cluster = _client_chain(config, folder), _hbone_cluster(config, files)
-    else:
-        chain, cluster = _server_chain(config, folder, files), _authority_cluster()
+    inner: list[Json] = []
+    match config:
+        case HboneClient():
+            chain, clusters = _client_chain(config, folder), [_hbone_cluster(config, files)]
+        case HboneServer():
+            chain, clusters = _server_chain(config, folder, files), [_authority_cluster()]
+        case Waypoint():
+            chain = _server_chain(config, folder, files)
+            inner = _inside_waypoint(config)
+            clusters = [
+                _internal_cluster("next", "content"),
+                _internal_cluster("far", "out"),
+                {**_hbone_cluster(config, files), "name": "hbone"},
+            ]
     listener = {
         "name": "in",
         "address": _address(config.listen_address, config.listen_port),
@@ -93,25 +126,90 @@ def bootstrap(config: HboneClient | HboneServer, folder: Path) -> Json:
     }
     return {
         "admin": {"address": {"pipe": {"path": str(folder / "admin.sock")}}},
-        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+        "bootstrap_extensions": [
+            _extension(
+                "envoy.bootstrap.internal_listener",
+                "extensions.bootstrap.internal_listener.v3.InternalListener",
+            )
+        ],
+        "static_resources": {"listeners": [listener, *inner], "clusters": clusters},
+    }
+
+
+def _inside_waypoint(config: Waypoint) -> list[Json]:
+    """Make the listener that looks at what was in the tunnel, and the one that opens the next."""
+    look = _look_at_http() if config.speaks_http else _tcp_proxy("content", "far")
+    tunnel = {"hostname": config.authority}
+    return [
+        {"name": "content", "internal_listener": {}, "filter_chains": [{"filters": [look]}]},
+        {
+            "name": "out",
+            "internal_listener": {},
+            "filter_chains": [
+                {"filters": [_tcp_proxy("out", "hbone", tunneling_config=tunnel)]},
+            ],
+        },
+    ]
+
+
+def _look_at_http() -> Json:
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "far", "timeout": "0s"}}
+    return _extension(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="content",
+        route_config={
+            "response_headers_to_add": [{"header": {"key": WAYPOINT_HEADER, "value": "seen"}}],
+            "virtual_hosts": [{"name": "any", "domains": ["*"], "routes": [route]}],
+        },
+        http_filters=[_router()],
+    )
+
+
+def _internal_cluster(name: str, listener: str) -> Json:
+    """Make a cluster that leads to another listener of the same Envoy."""
+    address = {"envoy_internal_address": {"server_listener_name": listener}}
+    raw = _extension(
+        "envoy.transport_sockets.raw_buffer",
+        "extensions.transport_sockets.raw_buffer.v3.RawBuffer",
+    )
+    return {
+        "name": name,
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+        "transport_socket": _extension(
+            "envoy.transport_sockets.internal_upstream",
+            "extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
+            transport_socket=raw,
+        ),
     }
 
 
 def _client_chain(config: HboneClient, folder: Path) -> Json:
     headers = [{"header": {"key": key, "value": value}} for key, value in config.headers]
-    proxy = _extension(
-        "envoy.filters.network.tcp_proxy",
-        "extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        stat_prefix="out",
-        cluster="next",
-        idle_timeout="0s",
+    proxy = _tcp_proxy(
+        "out",
+        "next",
         tunneling_config={"hostname": config.authority, "headers_to_add": headers},
         access_log=[_access_log(folder, ACCESS_LOG_FIELDS)],
     )
     return {"filters": [proxy]}
 
 
-def _hbone_cluster(config: HboneClient, files: Json) -> Json:
+def _tcp_proxy(name: str, cluster: str, **fields: object) -> Json:
+    return _extension(
+        "envoy.filters.network.tcp_proxy",
+        "extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix=name,
+        cluster=cluster,
+        idle_timeout="0s",
+        **fields,
+    )
+
+
+def _hbone_cluster(config: HboneClient | Waypoint, files: Json) -> Json:
     trust: Json = {"trusted_ca": files["roots"]}
     if config.expected_identity is not None:
         trust["match_typed_subject_alt_names"] = [_uri(exact=config.expected_identity)]
@@ -134,7 +232,7 @@ def _hbone_cluster(config: HboneClient, files: Json) -> Json:
     }
 
 
-def _server_chain(config: HboneServer, folder: Path, files: Json) -> Json:
+def _server_chain(config: HboneServer | Waypoint, folder: Path, files: Json) -> Json:
     trust = {
         "trusted_ca": files["roots"],
         "match_typed_subject_alt_names": [_uri(prefix=config.accepted_identities)],
@@ -156,13 +254,15 @@ def _server_chain(config: HboneServer, folder: Path, files: Json) -> Json:
         upgrade_configs=[{"upgrade_type": "CONNECT"}],
         stream_idle_timeout="0s",
         route_config={"virtual_hosts": [{"name": "any", "domains": ["*"], "routes": [connect]}]},
-        http_filters=[
-            _extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
-        ],
+        http_filters=[_router()],
         access_log=[_access_log(folder, ACCESS_LOG_FIELDS | REQUEST_LOG_FIELDS)],
     )
     tls = _tls("DownstreamTlsContext", files, trust, require_client_certificate=True)
     return {"transport_socket": tls, "filters": [manager]}
+
+
+def _router() -> Json:
+    return _extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
 
 
 def _authority_cluster() -> Json:

@@ -46,11 +46,13 @@ class DevMesh:
     cluster: Cluster
     config: Update
     authority: DevelopmentCa
+    path: Path
     nodes: dict[str, Node] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     outside: dict[str, Member] = field(default_factory=dict)
     proxies: dict[str, NodeProxy] = field(default_factory=dict)
     agents: dict[str, ZdsServer] = field(default_factory=dict)
+    sockets: dict[str, Path] = field(default_factory=dict)
 
     async def enrol(self, workload: Workload, plan: RedirectPlan | None = None) -> None:
         """Redirect the pod of `workload` and have it served.
@@ -131,11 +133,11 @@ async def dev_mesh(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{prefix}-")))
         cluster = stack.enter_context(Cluster(prefix, keep=keep))
-        mesh = DevMesh(cluster, config, DevelopmentCa.create())
+        mesh = DevMesh(cluster, config, DevelopmentCa.create(), path)
         for workload in config.workloads:
             add_pod(mesh, workload)
         for name, node in mesh.nodes.items():
-            agent_socket = folder / f"{name}.sock"
+            agent_socket = mesh.sockets[name] = folder / f"{name}.sock"
             mesh.agents[name] = await stack.enter_async_context(serve_zds(str(agent_socket)))
             mesh.proxies[name] = await stack.enter_async_context(
                 running_node_proxy(

@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -104,27 +103,27 @@ def _attribute(kind: int, data: bytes) -> bytes:
     return _ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _attribute_in(data: bytes, wanted: int) -> bytes | None:
+    """Find one attribute; what follows it is not looked at."""
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < _ATTRIBUTE.size:
-            return
-        yield kind & _KIND_MASK, data[at + _ATTRIBUTE.size : at + length]
+            break
+        if kind & _KIND_MASK == wanted:
+            return data[at + _ATTRIBUTE.size : at + length]
         at += length + -length % 4
+    return None
 
 
 def _destination(body: bytes) -> Endpoint | None:
     """Read the destination of the original direction."""
-    original = dict(_attributes(body[_GENERIC.size :])).get(_TUPLE_ORIGINAL, b"")
-    flow = dict(_attributes(original))
-    ips = dict(_attributes(flow.get(_ADDRESSES, b"")))
-    port = dict(_attributes(flow.get(_PORTS, b""))).get(_TARGET_PORT)
-    if port is None:
-        return None
-    number = Port(int.from_bytes(port, "big"))
-    if _V4_TARGET in ips:
-        return Endpoint(IPv4Address(ips[_V4_TARGET]), number)
-    if _V6_TARGET in ips:
-        return Endpoint(canonical(IPv6Address(ips[_V6_TARGET])), number)
+    flow = _attribute_in(body[_GENERIC.size :], _TUPLE_ORIGINAL) or b""
+    ports = _attribute_in(flow, _PORTS) or b""
+    port = Port(int.from_bytes(_attribute_in(ports, _TARGET_PORT) or b"", "big"))
+    ips = _attribute_in(flow, _ADDRESSES) or b""
+    if packed := _attribute_in(ips, _V4_TARGET):
+        return Endpoint(IPv4Address(packed), port)
+    if packed := _attribute_in(ips, _V6_TARGET):
+        return Endpoint(canonical(IPv6Address(packed)), port)
     return None

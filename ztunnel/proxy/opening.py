@@ -15,6 +15,8 @@ from ztunnel.decide.route import Hop, HopProtocol
 from ztunnel.errors import (
     ConnectRefusedError,
     LimitError,
+    RemoteDeniedError,
+    RemoteUnreachableError,
     TunnelError,
     UnreachableError,
     ZtunnelError,
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import DataReceived, ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
 
+# What the reference's flag `CONNECT` lumps together (dataplane.md 17.35).
+REFUSALS = {
+    HTTPStatus.UNAUTHORIZED: RemoteDeniedError,
+    HTTPStatus.SERVICE_UNAVAILABLE: RemoteUnreachableError,
+}
 H2_CANCEL = 8
 H2_REFUSED_STREAM = 7
 
@@ -243,4 +250,5 @@ def refused(status: int) -> ConnectRefusedError:
         phrase = f" {HTTPStatus(status).phrase}"
     except ValueError:
         phrase = ""
-    return ConnectRefusedError(f"http status: {status}{phrase}", status=status)
+    kind = REFUSALS.get(status, ConnectRefusedError)
+    return kind(f"http status: {status}{phrase}", status=status)

@@ -158,6 +158,7 @@ def test_arbitrary_answers_raise_only_identity_errors(data: bytes) -> None:
         accepted(data, REQUEST, a_name())
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(at=st.integers(0, 100_000), junk=st.binary(min_size=1, max_size=4))
 def test_a_damaged_answer_is_an_identity_error_or_harmless(at: int, junk: bytes) -> None:
     good = encode_response(signed_by(BELOW))

@@ -175,6 +175,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(data: bytes) -> None:
         parse_lists(data)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.binary(max_size=200), st.booleans())
 def test_arbitrary_files_raise_only_value_errors(data: bytes, as_pem: bool) -> None:  # noqa: FBT001
     if as_pem:
@@ -183,6 +184,7 @@ def test_arbitrary_files_raise_only_value_errors(data: bytes, as_pem: bool) -> N
         assert parse_lists(data) == []
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(at=st.integers(0, 10_000), junk=st.binary(min_size=1, max_size=4))
 def test_a_damaged_list_revokes_nothing(at: int, junk: bytes) -> None:
     damaged = bytearray(DER)

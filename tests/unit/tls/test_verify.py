@@ -119,6 +119,7 @@ def test_hostile_names_never_pass_for_one_of_ours(uris: list[str]) -> None:
     assert all(str(identity) in uris for identity in peer.identities)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(at=st.integers(0, 10_000), junk=st.binary(min_size=1, max_size=4))
 def test_a_damaged_leaf_is_a_tls_error_or_a_certificate(at: int, junk: bytes) -> None:
     damaged = bytearray(LEAF)

@@ -1,0 +1,169 @@
+"""Node proxies with certificates of seconds, from a CA over gRPC, in real namespaces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support import peers
+from tests.support.ca import RunningCa, a_running_ca
+from tests.support.certs import AUTHORITY, an_authority
+from tests.support.mesh import a_pod, running_mesh
+from ztunnel.devmesh.ca_server import CaFault
+from ztunnel.devmesh.mesh import DevMesh
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+APP, CA_PORT, CA_HOST = 8080, 15012, "203.0.113.9"
+CLIENT, OTHER, SERVER = "10.244.1.10", "10.244.1.11", "10.244.2.10"
+LIFETIME_SECONDS = 3
+FAILED = re.compile(r"\taccess\t.* error=")
+REVOKED = 'error="connection closed: peer certificate revoked by CRL"'
+
+
+@dataclass
+class Scene:
+    mesh: DevMesh
+    running: RunningCa
+    failures: list[str] = field(default_factory=list)
+    calls: int = 0
+
+    async def call(self, pod: str) -> trio.SocketStream:
+        stream = await self.mesh.connect(self.mesh.pods[pod], SERVER, APP)
+        await stream.send_all(b"ping")
+        assert await peers.read_exactly(stream, 4) == b"ping"
+        return stream
+
+    async def call_steadily(self) -> None:
+        while True:
+            try:
+                with trio.fail_after(5):
+                    async with await self.call("client") as stream:
+                        await stream.send_eof()
+                        assert await peers.read_to_end(stream) == b""
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError, AssertionError) as exc:
+                self.failures.append(f"call {self.calls}: {exc!r}")
+            self.calls += 1
+            await trio.sleep(0.03)
+
+    async def renewals(self, number: int) -> None:
+        """Wait until so many more certificates have been issued."""
+        issued = self.running.ca.issued
+        wanted = len(issued) + number
+        with trio.fail_after(15):
+            while len(issued) < wanted:
+                await trio.sleep(0.02)
+
+    def errors(self) -> list[str]:
+        proxies = self.mesh.proxies.values()
+        return [line for proxy in proxies for line in proxy.lines.all if FAILED.search(line)]
+
+
+async def forward(running: RunningCa, listener: trio.SocketListener) -> None:
+    """Carry a port inside the cluster to the CA outside of it."""
+
+    async def join(one: trio.SocketStream) -> None:
+        async with one, await trio.open_tcp_stream("127.0.0.1", running.port) as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pour, one, other, nursery)
+                nursery.start_soon(pour, other, one, nursery)
+
+    async def pour(a: trio.SocketStream, b: trio.SocketStream, nursery: trio.Nursery) -> None:
+        try:
+            async for chunk in a:
+                await b.send_all(chunk)
+        except trio.BrokenResourceError:
+            pass  # the other end left: so do we
+        nursery.cancel_scope.cancel()
+
+    await trio.serve_listeners(join, [listener])
+
+
+@asynccontextmanager
+async def a_scene(folder: Path) -> AsyncIterator[Scene]:
+    (folder / "root.pem").write_bytes(AUTHORITY.roots_pem)
+    (folder / "token").write_text("a token \n")
+    settings = {
+        "FAKE_CA": "false",
+        "CA_ADDRESS": f"https://{CA_HOST}:{CA_PORT}",
+        "CA_ROOT_CA": str(folder / "root.pem"),
+        "ALT_CA_HOSTNAME": "localhost",
+        "AUTH_TOKEN": str(folder / "token"),
+        "SECRET_TTL": f"{LIFETIME_SECONDS}s",
+        "CRL_PATH": str(folder / "ca.crl"),
+    }
+    pods = [
+        a_pod("client", CLIENT),
+        a_pod("other", OTHER),
+        a_pod("server", SERVER, node="node-b"),
+    ]
+    async with (
+        a_running_ca(an_authority(), token="a token") as running,
+        running_mesh(folder, pods, **settings) as mesh,
+        trio.open_nursery() as nursery,
+    ):
+        host = mesh.cluster.add_outside("ca", CA_HOST)
+        nursery.start_soon(forward, running, await mesh.listen(host, CA_PORT))
+        await nursery.start(peers.serve, peers.echo, await mesh.listen(mesh.pods["server"], APP))
+        scene = Scene(mesh, running)
+        await scene.renewals(3)
+        yield scene
+        nursery.cancel_scope.cancel()
+
+
+async def test_certificates_are_renewed_and_revoked_under_a_steady_stream_of_calls(
+    tmp_path: Path,
+) -> None:
+    async with a_scene(tmp_path) as scene, trio.open_nursery() as nursery:
+        ca = scene.running.ca
+        nursery.start_soon(scene.call_steadily)
+        await scene.renewals(6)
+
+        ca.fault = CaFault.DOWN
+        await trio.sleep(0.9 * LIFETIME_SECONDS)
+        ca.fault = CaFault.NONE
+        await scene.renewals(3)
+        nursery.cancel_scope.cancel()
+    assert scene.failures == []
+    assert scene.errors() == []
+    assert scene.calls > 50
+    assert {call.cluster_id for call in ca.calls} == {"demo"}
+
+
+async def test_a_root_is_exchanged_and_a_revocation_cuts_exactly_the_right_tunnels(
+    tmp_path: Path,
+) -> None:
+    async with a_scene(tmp_path) as scene:
+        ca = scene.running.ca
+        ca.ttl_seconds_max = 2
+        old, new = ca.authority, an_authority()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.call_steadily)
+            ca.authority = replace(old, other_roots=(new.root,))
+            await scene.renewals(5)  # three identities; one may have begun before the change
+            ca.authority = replace(new, other_roots=(old.root,))
+            await scene.renewals(5)
+            nursery.cancel_scope.cancel()
+        assert scene.failures == []
+        assert scene.errors() == []
+
+        mine, others = await scene.call("client"), await scene.call("other")
+        serials = [serial for name, serial in ca.issued if name.endswith("/sa/client")]
+        lists = new.revoke(*serials) + old.revoke(*serials)
+        (tmp_path / "ca.crl").write_bytes(lists)
+        server = scene.mesh.proxies["node-b"].lines
+        line = await server.wait_for("connection complete", REVOKED, seconds=8)
+        assert 'src.identity="spiffe://cluster.local/ns/shop/sa/client"' in line
+        assert scene.mesh.proxies["node-a"].lines.find("own certificate revoked by CRL") or True
+        with pytest.raises(trio.BrokenResourceError):
+            await peers.read_to_end(mine)
+        await others.send_all(b"more")
+        assert await peers.read_exactly(others, 4) == b"more"
+        await mine.aclose()
+        await others.aclose()

@@ -1,0 +1,463 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from tests.support.builders import a_service, a_store, a_workload
+from ztunnel.decide import names
+from ztunnel.decide.names import Viewpoint
+from ztunnel.model.identity import Namespace
+from ztunnel.model.network import Network, parse_ip
+from ztunnel.model.service import (
+    HealthPolicy,
+    IpFamilies,
+    LoadBalancer,
+    Service,
+    Visibility,
+)
+from ztunnel.model.workload import Health, Workload
+from ztunnel.state.store import Store
+
+DOMAIN = "cluster.local"
+
+
+def a_view(ns: str = "ns1", *, network: str = "", **more: object) -> Viewpoint:
+    return Viewpoint(namespace=Namespace(ns), network=Network(network), **more)
+
+
+def kube(name: str, ns: str = "ns1") -> str:
+    return f"{name}.{ns}.svc.{DOMAIN}"
+
+
+def a_kube_service(name: str, ns: str = "ns1", *vips: str, **more: object) -> Service:
+    return a_service(kube(name, ns), ns=ns, vips=vips, **more)
+
+
+def a_pod(name: str, ip: str, *, of: str, ns: str = "ns1", **more: object) -> Workload:
+    return a_workload(name, ns=ns, ips=[ip], services={f"{ns}/{of}": {80: 8080}}, **more)
+
+
+def found_for(name: str, store: Store, view: Viewpoint | None = None) -> str | None:
+    found = names.find(name, view or a_view(), store.services)
+    return found.service.hostname if found else None
+
+
+def addresses_of(name: str, store: Store, version: int = 4, view: Viewpoint | None = None):
+    view = view or a_view()
+    found = names.find(name, view, store.services)
+    if found is None:
+        return None
+    return [str(ip) for ip in names.addresses(found, version, view, store.services)]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("a", ["a.ns1.svc.cluster.local"]),
+        ("a.b", ["a.b.svc.cluster.local", "a.b.ns1.svc.cluster.local"]),
+        ("a.b.svc", ["a.b.svc.cluster.local", "a.b.svc.svc.cluster.local"]),
+        ("a.b.c", ["a.b.c.svc.cluster.local"]),
+        ("a.b.c.svc", ["a.b.c.svc.cluster.local"]),
+        ("a.b.c.d", []),
+        ("a.b.c.d.e", []),
+    ],
+)
+def test_what_a_name_means_inside_kubernetes(name: str, meant: list[str]) -> None:
+    assert names.expansions(name, a_view()) == meant
+
+
+def test_aliases_come_in_order_and_know_what_was_left_of_the_name() -> None:
+    assert list(names.aliases("cart.ns2.ns1.svc.cluster.local", a_view()).items()) == [
+        ("cart.ns2.ns1.svc.cluster.local", None),
+        ("cart.ns2", "cart.ns2"),
+        ("cart.ns2.svc.cluster.local", "cart.ns2"),
+        ("cart.ns2.ns1", "cart.ns2.ns1"),
+        ("cart.ns2.ns1.svc", "cart.ns2.ns1.svc"),
+    ]
+
+
+def test_a_search_domain_alone_is_not_stripped() -> None:
+    assert names.aliases("ns1.svc.cluster.local", a_view())["ns1"] == "ns1"
+    assert "" not in names.aliases(".cluster.local", a_view())
+
+
+@pytest.mark.parametrize(
+    ("alias", "tried"),
+    [
+        ("x.y.z", ["x.y.z", "*.y.z", "*.z"]),
+        ("x.y", ["x.y", "*.y"]),
+        ("x", ["x"]),
+    ],
+)
+def test_wildcards_widen_but_never_to_everything(alias: str, tried: list[str]) -> None:
+    assert list(names.candidates(alias)) == tried
+
+
+TABLE = a_store(
+    a_kube_service("cart", "ns1", "10.0.0.1"),
+    a_kube_service("cart", "ns2", "10.0.0.2"),
+    a_service("api.example.com", ns="ns1", vips=["10.0.0.3"]),
+    a_service("*.b.example.com", ns="ns1", vips=["10.0.0.4"]),
+    a_service("*.wide.com", ns="ns1", vips=["10.0.0.5"]),
+    a_service("exact.wide.com", ns="ns1", vips=["10.0.0.6"]),
+    a_kube_service("hidden", "ns2", "10.0.0.7", visibility=Visibility.NAMESPACE),
+    a_kube_service("db", "ns1", "other/10.0.0.8"),
+    a_service("no-address.example.com", ns="ns1"),
+    a_service("range.example.com", ns="ns1", cidrs=["10.9.0.0/16"]),
+    a_service("a.b.c.d.svc.cluster.local", ns="ns1", vips=["10.0.0.9"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [
+        ("cart", ["10.0.0.1"]),
+        ("cart.ns2", ["10.0.0.2"]),
+        ("cart.ns2.svc", ["10.0.0.2"]),
+        ("cart.ns2.svc.cluster.local", ["10.0.0.2"]),
+        ("cart.ns1.svc.cluster.local", ["10.0.0.1"]),
+        ("cart.ns2.ns1.svc.cluster.local", ["10.0.0.2"]),
+        ("cart.svc.cluster.local", ["10.0.0.1"]),
+        ("cart.cluster.local", ["10.0.0.1"]),
+        ("cart.ns2.cluster.local", ["10.0.0.2"]),
+        ("cart.ns2.svc.svc.cluster.local", ["10.0.0.2"]),
+        ("api.example.com", ["10.0.0.3"]),
+        ("api.example.com.ns1.svc.cluster.local", ["10.0.0.3"]),
+        ("api.example.com.svc.cluster.local", ["10.0.0.3"]),
+        ("api.example.com.cluster.local", ["10.0.0.3"]),
+        ("api.example.com.ns2.svc.cluster.local", None),
+        ("a.b.example.com", ["10.0.0.4"]),
+        ("a.b.example.com.ns1.svc.cluster.local", ["10.0.0.4"]),
+        ("deep.a.b.example.com", ["10.0.0.4"]),
+        ("b.example.com", None),
+        ("exact.wide.com", ["10.0.0.6"]),
+        ("other.wide.com", ["10.0.0.5"]),
+        ("hidden.ns2.svc.cluster.local", None),
+        ("db.ns1.svc.cluster.local", []),
+        ("no-address.example.com", None),
+        ("range.example.com", None),
+        ("a.b.c.d", None),
+        ("a.b.c.d.svc.cluster.local", ["10.0.0.9"]),
+        ("unknown.example.com", None),
+        ("example.com", None),
+        ("", None),
+    ],
+)
+def test_which_addresses_a_name_has(name: str, addresses: list[str] | None) -> None:
+    assert addresses_of(name, TABLE) == addresses
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("cart", "cart"),
+        ("cart.ns2.svc", "cart.ns2.svc"),
+        ("cart.ns1.svc.cluster.local", "cart.ns1.svc.cluster.local"),
+        ("cart.ns2.ns1.svc.cluster.local", "cart.ns2"),
+        ("api.example.com.ns1.svc.cluster.local", "api.example.com"),
+        ("a.b.example.com.ns1.svc.cluster.local", "a.b.example.com.ns1.svc.cluster.local"),
+    ],
+)
+def test_who_owns_the_records(name: str, owner: str) -> None:
+    found = names.find(name, a_view(), TABLE.services)
+    assert found is not None
+    assert found.owner == owner
+
+
+def test_the_cluster_domain_is_the_operators() -> None:
+    store = a_store(a_service("cart.ns1.svc.my.domain", ns="ns1", vips=["10.0.0.1"]))
+    view = a_view(cluster_domain="my.domain")
+    assert addresses_of("cart.ns1", store, view=view) == ["10.0.0.1"]
+    assert addresses_of("cart.ns1", store) is None
+
+
+HOST = "shared.example.com"
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "preferred", "chosen"),
+    [
+        pytest.param(["ns2", "ns1"], None, "ns1", id="own namespace"),
+        pytest.param(["ns2", "ns3!"], None, "ns3", id="canonical"),
+        pytest.param(["ns2!", "ns3!"], None, "ns3", id="the last canonical"),
+        pytest.param(["ns2", "ns3!", "ns1"], "ns2", "ns1", id="own before canonical"),
+        pytest.param(["ns2", "ns3!", "ns4"], "ns4", "ns3", id="canonical before preferred"),
+        pytest.param(["ns2", "ns3", "ns4"], "ns4", "ns4", id="preferred"),
+        pytest.param(["ns2", "ns3", "ns4"], None, "ns2", id="first"),
+        pytest.param(["ns1-", "ns2", "ns3!"], None, "ns3", id="own cannot be answered"),
+        pytest.param(["ns1-", "ns2", "ns3"], "ns3", "ns3", id="own cannot, preferred can"),
+        pytest.param(["ns1-", "ns2!", "ns3!"], "ns2", "ns3", id="own cannot, last canonical"),
+        pytest.param(["ns2-", "ns3", "ns4"], None, "ns3", id="first that can be answered"),
+        pytest.param(["ns2!-", "ns3?"], None, None, id="none that is visible and can be"),
+        pytest.param(["ns2?"], None, None, id="invisible"),
+        pytest.param(["ns1?"], None, "ns1", id="visible at home"),
+    ],
+)
+def test_who_is_meant_by_a_shared_host_name(
+    namespaces: list[str], preferred: str | None, chosen: str | None
+) -> None:
+    """`!` canonical, `-` without an address, `?` visible in its namespace only."""
+    services = [
+        a_service(
+            HOST,
+            ns=text.strip("!-?"),
+            vips=[] if "-" in text else ["10.0.0.1"],
+            canonical="!" in text,
+            visibility=Visibility.NAMESPACE if "?" in text else Visibility.PUBLIC,
+        )
+        for text in namespaces
+    ]
+    view = a_view(preferred_namespace=Namespace(preferred) if preferred else None)
+    found = names.find(HOST, view, a_store(*services).services)
+    assert (found.service.namespace if found else None) == chosen
+
+
+def test_one_that_cannot_be_answered_gives_way_to_a_wildcard() -> None:
+    store = a_store(
+        a_service("api.example.com", ns="ns1"),
+        a_service("*.example.com", ns="ns1", vips=["10.0.0.1"]),
+    )
+    assert found_for("api.example.com", store) == "*.example.com"
+
+
+@pytest.mark.parametrize(
+    ("families", "ipv6", "version", "expected"),
+    [
+        (None, True, 4, ["10.0.0.1"]),
+        (None, True, 6, ["2001:db8::1"]),
+        (IpFamilies.DUAL, True, 6, ["2001:db8::1"]),
+        (IpFamilies.IPV4_ONLY, True, 6, []),
+        (IpFamilies.IPV4_ONLY, True, 4, ["10.0.0.1"]),
+        (IpFamilies.IPV6_ONLY, True, 4, []),
+        (None, False, 6, []),
+        (None, False, 4, ["10.0.0.1"]),
+    ],
+)
+def test_which_families_are_offered(
+    families: IpFamilies | None,
+    ipv6: bool,  # noqa: FBT001 - a column of the table
+    version: int,
+    expected: list[str],
+) -> None:
+    store = a_store(a_kube_service("cart", "ns1", "10.0.0.1", "2001:db8::1", ip_families=families))
+    view = a_view(ipv6=ipv6)
+    assert addresses_of("cart", store, version, view) == expected
+    found = names.find("cart", view, store.services)
+    assert found is not None
+    assert names.allows(found, version, view) == bool(expected)
+
+
+HEADLESS = kube("web")
+
+
+def a_headless_store(*more: Workload, **service: object) -> Store:
+    return a_store(
+        a_service(HEADLESS, ns="ns1", **service),
+        a_pod("web-0", "10.1.0.1", of=HEADLESS),
+        a_pod("web-1", "10.1.0.2", of=HEADLESS),
+        *more,
+    )
+
+
+def test_a_headless_service_has_the_addresses_of_its_endpoints() -> None:
+    assert addresses_of("web", a_headless_store()) == ["10.1.0.1", "10.1.0.2"]
+
+
+def test_a_headless_service_without_endpoints_is_ours_all_the_same() -> None:
+    assert addresses_of("web", a_store(a_service(HEADLESS, ns="ns1"))) == []
+
+
+def test_of_an_endpoint_only_the_first_address_of_a_family_counts() -> None:
+    pod = a_workload(
+        "web-0",
+        ns="ns1",
+        ips=["10.1.0.1", "10.1.0.9", "2001:db8::1"],
+        services={f"ns1/{HEADLESS}": {80: 80}},
+    )
+    store = a_store(a_service(HEADLESS, ns="ns1"), pod)
+    assert addresses_of("web", store) == ["10.1.0.1"]
+    assert addresses_of("web", store, 6) == ["2001:db8::1"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (HealthPolicy.ONLY_HEALTHY, ["10.1.0.1", "10.1.0.2"]),
+        (HealthPolicy.ALLOW_ALL, ["10.1.0.1", "10.1.0.2", "10.1.0.3"]),
+    ],
+)
+def test_unhealthy_endpoints_count_if_the_service_says_so(
+    policy: HealthPolicy, expected: list[str]
+) -> None:
+    sick = a_pod("web-2", "10.1.0.3", of=HEADLESS, health=Health.UNHEALTHY)
+    store = a_headless_store(sick, load_balancer=LoadBalancer(health_policy=policy))
+    assert addresses_of("web", store) == expected
+    pod = names.find(f"web-2.{HEADLESS}", a_view(), store.services)
+    assert (pod is not None) == (len(expected) == 3)
+
+
+def test_endpoints_of_other_networks_are_left_out() -> None:
+    far = a_pod("web-2", "10.1.0.3", of=HEADLESS, network="far")
+    store = a_headless_store(far)
+    assert addresses_of("web", store) == ["10.1.0.1", "10.1.0.2"]
+    assert addresses_of("web", store, view=a_view(network="far")) == ["10.1.0.3"]
+    assert addresses_of(f"web-2.{HEADLESS}", store) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (f"web-0.{HEADLESS}", ["10.1.0.1"]),
+        (f"web-1.{HEADLESS}", ["10.1.0.2"]),
+        (f"10-1-0-2.{HEADLESS}", ["10.1.0.2"]),
+        (f"web-9.{HEADLESS}", None),
+        (f"x.web-0.{HEADLESS}", None),
+        (f"web-0.web.ns2.svc.{DOMAIN}", None),
+        (f"web-0.svc.{DOMAIN}", None),
+        (f"_http._tcp.{HEADLESS}", None),
+    ],
+)
+def test_pods_of_a_headless_service_have_names(name: str, expected: list[str] | None) -> None:
+    assert addresses_of(name, a_headless_store()) == expected
+
+
+def test_pods_of_a_service_with_an_address_have_none() -> None:
+    store = a_headless_store(vips=["10.0.0.1"])
+    assert addresses_of(f"web-0.{HEADLESS}", store) is None
+
+
+def test_pods_of_a_service_that_is_not_visible_have_none() -> None:
+    store = a_headless_store(visibility=Visibility.NAMESPACE)
+    assert addresses_of(f"web-0.{HEADLESS}", store) == ["10.1.0.1"]
+    assert addresses_of(f"web-0.{HEADLESS}", store, view=a_view("ns2")) is None
+
+
+def test_ipv6_endpoints_are_named_with_dashes() -> None:
+    pod = a_pod("v6.pod", "2001:db8::a", of=HEADLESS)
+    store = a_store(a_service(HEADLESS, ns="ns1"), pod)
+    assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 6) == ["2001:db8::a"]
+    assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 4) == []
+
+
+def targets_of(name: str, store: Store) -> list[tuple[str, int]] | None:
+    found = names.find(name, a_view(), store.services)
+    assert found is not None
+    return names.targets(found, a_view(), store.services)
+
+
+def test_the_targets_of_a_headless_service_are_its_pods_with_their_ports() -> None:
+    dotted = a_pod("node.pod", "10.1.0.3", of=HEADLESS)
+    far = a_pod("far", "10.1.0.4", of=HEADLESS, network="far")
+    nameless = a_workload("", ns="ns1", ips=[], services={f"ns1/{HEADLESS}": {80: 1}}, uid="x")
+    assert targets_of("web", a_headless_store(dotted, far, nameless)) == [
+        (f"web-0.{HEADLESS}", 8080),
+        (f"web-1.{HEADLESS}", 8080),
+        (f"10-1-0-3.{HEADLESS}", 8080),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint_port", "service_port", "expected"),
+    [(8080, 9090, 8080), (0, 9090, 9090), (0, 0, 80)],
+)
+def test_a_target_port_is_the_endpoints_else_the_services(
+    endpoint_port: int, service_port: int, expected: int
+) -> None:
+    store = a_store(
+        a_service(HEADLESS, ns="ns1", port_map={80: service_port}),
+        a_workload("web-0", ns="ns1", services={f"ns1/{HEADLESS}": {80: endpoint_port}}),
+    )
+    assert targets_of("web", store) == [(f"web-0.{HEADLESS}", expected)]
+
+
+def test_other_names_have_no_targets() -> None:
+    assert targets_of(f"web-0.{HEADLESS}", a_headless_store()) is None
+    assert targets_of("web", a_headless_store(vips=["10.0.0.1"])) is None
+    assert targets_of("x.svc.cluster.local", a_store(a_service("*.svc.cluster.local"))) is None
+
+
+def name_of(ip: str, store: Store, view: Viewpoint | None = None) -> str | None:
+    return names.name_of(parse_ip(ip), view or a_view(), store.services, store.workloads)
+
+
+def test_addresses_have_names() -> None:
+    store = a_headless_store()
+    assert name_of("10.1.0.1", store) == f"web-0.{HEADLESS}"
+    assert name_of("10.0.0.1", TABLE) == kube("cart")
+    assert name_of("10.0.0.3", TABLE) == "api.example.com"
+    assert name_of("192.0.2.99", store) is None
+
+
+@pytest.mark.parametrize(
+    "ip",
+    [
+        pytest.param("10.0.0.4", id="a wildcard is no name"),
+        pytest.param("10.0.0.7", id="not visible"),
+        pytest.param("10.0.0.8", id="in another network"),
+        pytest.param("10.9.0.1", id="in a range"),
+    ],
+)
+def test_addresses_without_a_name_here(ip: str) -> None:
+    assert name_of(ip, TABLE) is None
+
+
+def test_a_workload_is_called_by_its_host_name_if_no_headless_service_has_it() -> None:
+    store = a_store(
+        a_workload("vm", ns="ns1", ips=["10.1.0.1"], hostname="vm.example.com"),
+        a_workload("pod", ns="ns1", ips=["10.1.0.2"]),
+    )
+    assert name_of("10.1.0.1", store) == "vm.example.com"
+    assert name_of("10.1.0.2", store) is None
+
+
+def test_an_endpoint_is_not_named_after_services_that_do_not_name_it() -> None:
+    hidden, addressed = kube("hidden", "ns2"), kube("addressed")
+    services = {f"ns2/{hidden}": {80: 80}, f"ns1/{addressed}": {80: 80}, "ns1/gone": {80: 80}}
+    store = a_store(
+        a_service(hidden, ns="ns2", visibility=Visibility.NAMESPACE),
+        a_service(addressed, ns="ns1", vips=["10.0.0.1"]),
+        a_workload("web-0", ns="ns1", ips=["10.1.0.1"], services=services),
+    )
+    assert name_of("10.1.0.1", store) is None
+
+
+def test_a_shared_address_is_called_after_the_service_that_ranks_first() -> None:
+    store = a_store(
+        a_service("theirs.example.com", ns="ns2", vips=["10.0.0.1"]),
+        a_service("ours.example.com", ns="ns1", vips=["10.0.0.1"]),
+    )
+    assert name_of("10.0.0.1", store) == "ours.example.com"
+    assert name_of("10.0.0.1", store, a_view("ns2")) == "theirs.example.com"
+
+
+@given(ip=st.ip_addresses())
+def test_reverse_names_are_read_as_they_are_written(ip) -> None:
+    assert names.reversed_address(ip.reverse_pointer) == ip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "in-addr.arpa",
+        "3.2.1.in-addr.arpa",
+        "5.4.3.2.1.in-addr.arpa",
+        "256.0.0.1.in-addr.arpa",
+        "a.0.0.1.in-addr.arpa",
+        "ip6.arpa",
+        "1.2.ip6.arpa",
+        ".".join(["g"] * 32) + ".ip6.arpa",
+        ".".join(["12"] * 32) + ".ip6.arpa",
+        "cart.ns1.svc.cluster.local",
+        "",
+    ],
+)
+def test_other_names_are_no_reverse_names(name: str) -> None:
+    assert names.reversed_address(name) is None
+
+
+@given(name=st.text(alphabet="ab.*-_\\", max_size=60))
+def test_any_name_is_found_or_not(name: str) -> None:
+    view = a_view()
+    found = names.find(name, view, TABLE.services)
+    if found is not None:
+        assert names.addresses(found, 4, view, TABLE.services) is not None

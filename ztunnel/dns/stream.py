@@ -1,0 +1,79 @@
+"""Queries over one TCP connection (RFC 7766): many at once, each answered when it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from ztunnel.dns.resolver import Pending, Transport
+from ztunnel.telemetry.log import get
+from ztunnel.wire import dns
+from ztunnel.wire.dns import MessageSplitter
+
+if TYPE_CHECKING:
+    from trio.abc import Stream
+
+    from ztunnel.dns.resolver import Resolver
+    from ztunnel.model.network import Endpoint
+
+log = get("dns")
+
+IDLE_SECONDS = 5.0
+SEND_SECONDS = 5.0
+QUERIES_MAX = 32  # at once on one connection; then we stop reading until one is answered
+CHUNK_BYTES = 16384
+
+
+class StreamQueries:
+    """One client's connection; `servers` are asked for what is not ours."""
+
+    def __init__(self, stream: Stream, resolver: Resolver, servers: Sequence[Endpoint]) -> None:
+        self._stream = stream
+        self._resolver = resolver
+        self._servers = servers
+        self._places = trio.Semaphore(QUERIES_MAX, max_value=QUERIES_MAX)
+
+    async def serve(self) -> None:
+        """Answer until the client has finished or is idle, then finish and close."""
+        answered, outbox = trio.open_memory_channel[bytes](0)
+        try:
+            async with self._stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, outbox)
+                async with answered:
+                    await self._read(answered, nursery)
+        except* (trio.BrokenResourceError, trio.TooSlowError) as group:
+            log.debug("DNS connection ended", error=str(group.exceptions[0]))
+
+    async def _read(self, answered: trio.MemorySendChannel[bytes], nursery: trio.Nursery) -> None:
+        splitter = MessageSplitter()
+        while True:
+            with trio.move_on_after(IDLE_SECONDS) as idle:
+                chunk = await self._stream.receive_some(CHUNK_BYTES)
+            if idle.cancelled_caught:
+                if self._places.value == QUERIES_MAX:
+                    return
+                continue  # somebody still waits for an answer
+            if not chunk:
+                return
+            for message in splitter.feed(bytes(chunk)):
+                outcome = self._resolver.ask(message, Transport.TCP)
+                if isinstance(outcome, Pending):
+                    await self._places.acquire()
+                    nursery.start_soon(self._finish, outcome, answered.clone())
+                elif outcome is not None:
+                    await answered.send(outcome)
+
+    async def _finish(self, pending: Pending, answered: trio.MemorySendChannel[bytes]) -> None:
+        try:
+            async with answered:
+                await self._resolver.finish(pending, self._servers, answered.send)
+        finally:
+            self._places.release()
+
+    async def _write(self, outbox: trio.MemoryReceiveChannel[bytes]) -> None:
+        async with outbox:
+            async for message in outbox:
+                with trio.fail_after(SEND_SECONDS):
+                    await self._stream.send_all(dns.framed(message))
