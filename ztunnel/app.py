@@ -111,8 +111,8 @@ class Application:
             metrics=self.metrics,
             rng=random.Random(),  # noqa: S311 - balancing and trace ids, no secret
             handshakes=Places(config.max_handshakes),
-            client_settings=hbone_settings(config),
-            server_settings=hbone_settings(config),
+            client_settings=hbone_settings(config, client=True),
+            server_settings=hbone_settings(config, client=False),
             illegal_ports=illegal_ports(has_socks5=config.socks5_enabled),
         )
         self.pods = PodManager(self.node)
@@ -335,12 +335,14 @@ def read_static_config(config: Config) -> Update:
         raise ConfigError(str(error)) from error
 
 
-def hbone_settings(config: Config) -> HboneSettings:
+def hbone_settings(config: Config, *, client: bool) -> HboneSettings:
     """Choose what we announce in HTTP/2."""
     return HboneSettings(
         stream_window=config.stream_window_bytes,
         connection_window=config.connection_window_bytes,
         max_frame_size=config.frame_bytes,
+        max_concurrent_streams=config.max_streams_per_tunnel,
+        max_header_list_size=None if client else config.max_header_bytes,
     )
 
 

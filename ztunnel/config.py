@@ -11,6 +11,8 @@ config without `proxyMetadata` is accepted; FAKE_CA may name a PEM file with a r
 
 Our own settings, all with the prefix ZTUNNEL_:
 MAX_HANDSHAKES (256) TLS handshakes in progress; MAX_CONNECTIONS_PER_POD (50000, 0 = no limit);
+MAX_CONNECTIONS_PER_PEER (1000, 0 = no limit) inbound HBONE connections from one address to a pod;
+MAX_STREAMS_PER_CONNECTION (200) as announced to peers, and MAX_HEADER_SIZE (65536 bytes) likewise;
 TLS_HANDSHAKE_TIMEOUT (10s) for the whole handshake; CONNECT_RESPONSE_TIMEOUT (30s) from CONNECT to
 its answer; POLICY_WAIT (5s, 0 = do not wait and go on without, as the reference) for a policy that
 a workload names and we have not received yet; IDLE_TIMEOUT and HALF_OPEN_TIMEOUT (0 = no limit, as
@@ -179,6 +181,15 @@ class Config:
     max_handshakes: int = setting("ZTUNNEL_MAX_HANDSHAKES", "256", integer(1), "maxHandshakes")
     max_connections_per_pod: int = setting(
         "ZTUNNEL_MAX_CONNECTIONS_PER_POD", "50000", integer(0), "maxConnectionsPerPod"
+    )
+    max_tunnels_per_peer: int = setting(
+        "ZTUNNEL_MAX_CONNECTIONS_PER_PEER", "1000", integer(0), "maxConnectionsPerPeer"
+    )
+    max_streams_per_tunnel: int = setting(
+        "ZTUNNEL_MAX_STREAMS_PER_CONNECTION", "200", integer(1), "maxStreamsPerConnection"
+    )
+    max_header_bytes: int = setting(
+        "ZTUNNEL_MAX_HEADER_SIZE", "65536", integer(1024, 1 << 20), "maxHeaderSize"
     )
     tls_handshake_seconds: float = setting(
         "ZTUNNEL_TLS_HANDSHAKE_TIMEOUT", "10s", seconds, "tlsHandshakeTimeout"

@@ -129,3 +129,21 @@ async def test_a_splicing_connection_carries_a_reset(monkeypatch: pytest.MonkeyP
             await trio.testing.wait_all_tasks_blocked()
             await expect_abort(stream)
         await pair.lines.wait_for_ends(1)
+
+
+async def test_one_address_may_not_take_all_tunnels_of_a_pod() -> None:
+    async with a_pair(max_tunnels_per_peer=2) as pair:
+        first, second = connect(pair.hbone), connect(pair.hbone)
+        async with first, second:
+            await trio.testing.wait_all_tasks_blocked()
+            async with connect(pair.hbone) as third:
+                await expect_abort(third)
+            (ended,) = await pair.lines.wait_for_ends(1)
+            assert "has 2 HBONE connections to this pod already" in ended["error"]
+            assert ended["reason"] == "limit"
+        await pair.lines.wait_for_ends(3)
+        # What has ended makes room again.
+        pair.serve(echo)
+        async with await pair.call() as stream:
+            await stream.send_all(b"hello")
+            assert await read_exactly(stream, 5) == b"hello"

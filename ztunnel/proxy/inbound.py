@@ -7,6 +7,7 @@ its streams is an `InboundStream` that walks through the rooms without a task, u
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,9 +33,10 @@ from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.verify import verify_client
 from ztunnel.transport.handshake import secure
 from ztunnel.transport.tunnel import Tunnel, TunnelFacts
-from ztunnel.wire.hbone.connection import HboneConnection
+from ztunnel.wire.hbone.connection import HboneConnection, HboneLimits
 
 if TYPE_CHECKING:
+    from ztunnel.model.network import IpAddress
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.sockets import Socket
     from ztunnel.wire.hbone.events import RequestReceived
@@ -45,12 +47,13 @@ log = get("proxy")
 class InboundTunnels:
     """The tunnels that peers have opened to one workload; their owner."""
 
-    __slots__ = ("_context", "_draining", "_tunnels")
+    __slots__ = ("_context", "_draining", "_of_peer", "_tunnels")
 
     def __init__(self, context: ProxyContext) -> None:
         self._context = context
         self._draining = False
         self._tunnels: set[Tunnel] = set()
+        self._of_peer: Counter[IpAddress] = Counter()  # also those still shaking hands
 
     def __len__(self) -> int:
         return len(self._tunnels)
@@ -58,19 +61,37 @@ class InboundTunnels:
     def serve(self, sock: Socket, peer: Endpoint) -> None:
         """Take an accepted connection; returns at once."""
         places = self._context.node.handshakes
-        if not places.take():
+        problem = self._too_many(peer)
+        if problem is not None or not places.take():
             reset_on_close(sock)
-            error = LimitError(f"{places.most} TLS handshakes are under way already")
-            self._turn_away(sock, peer, None, error)
+            problem = problem or LimitError(f"{places.most} TLS handshakes are under way already")
+            self._turn_away(sock, peer, None, problem)
             return
+        self._of_peer[peer.ip] += 1
 
         async def handshake() -> None:
+            stands = False
             try:
-                await self._shake_hands(sock, peer)
+                stands = await self._shake_hands(sock, peer)
             finally:
                 places.give_back()
+                if not stands:
+                    self._forget(peer.ip)
 
         self._context.spawn(handshake)
+
+    def _too_many(self, peer: Endpoint) -> LimitError | None:
+        """Say so if one address has more connections to this pod than it may."""
+        most = self._context.node.config.max_tunnels_per_peer
+        if not most or self._of_peer[peer.ip] < most:
+            return None
+        self._context.node.metrics.limits_reached.count("connections_per_peer").add(1)
+        return LimitError(f"{peer.ip} has {most} HBONE connections to this pod already")
+
+    def _forget(self, ip: IpAddress) -> None:
+        self._of_peer[ip] -= 1
+        if not self._of_peer[ip]:
+            del self._of_peer[ip]
 
     def drain(self) -> None:
         """Tell every peer in two steps; each tunnel closes after its last stream."""
@@ -119,13 +140,15 @@ class InboundTunnels:
     def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
         """Forget the tunnel."""
         self._tunnels.discard(tunnel)
+        self._forget(tunnel.facts.remote.ip)
 
     def _standing(self, tunnel: Tunnel) -> Standing:
         facts = tunnel.facts
         certificates = self._context.node.certificates
         return certificates.standing(facts.certificate, facts.peer_not_after)
 
-    async def _shake_hands(self, sock: Socket, peer: Endpoint) -> None:
+    async def _shake_hands(self, sock: Socket, peer: Endpoint) -> bool:
+        """Make a tunnel of the connection; say whether it stands now."""
         local: Endpoint | None = None
         try:
             local = Endpoint.of(sock.getsockname())
@@ -135,7 +158,7 @@ class InboundTunnels:
             if scope.cancelled_caught:
                 error = TlsError(f"tls handshake error: not finished within {seconds:g}s")
                 self._turn_away(sock, peer, local, error)
-                return
+                return False
         except RevokedError as error:
             self._context.node.metrics.crl_rejections.count(Reporter.DESTINATION).add(1)
             self._turn_away(sock, peer, local, error)
@@ -157,6 +180,8 @@ class InboundTunnels:
             tunnel.start(leftover)
             if self._draining:
                 tunnel.drain()
+            return True
+        return False
 
     async def _establish(
         self, sock: Socket, peer: Endpoint, local: Endpoint
@@ -190,7 +215,10 @@ class InboundTunnels:
             version=established.version,
             peer_links=established.peer.links,
         )
-        core = HboneConnection(client=False, settings=node.server_settings)
+        settings = node.server_settings
+        # Peers that have not read our settings yet may be over them in good faith.
+        limits = HboneLimits(max_streams=2 * settings.max_concurrent_streams)
+        core = HboneConnection(client=False, settings=settings, limits=limits)
         tunnel = Tunnel(node.reactor, sock, established.records, core, self, facts)
         return tunnel, established.leftover
 

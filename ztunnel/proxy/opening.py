@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.stream import Stream
 
 # What the reference's flag `CONNECT` lumps together (dataplane.md 17.35).
-REFUSALS = {
+REFUSALS: dict[int, type[ConnectRefusedError]] = {
     HTTPStatus.UNAUTHORIZED: RemoteDeniedError,
     HTTPStatus.SERVICE_UNAVAILABLE: RemoteUnreachableError,
 }
