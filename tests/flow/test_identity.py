@@ -144,6 +144,29 @@ async def test_a_connection_without_certificate_says_for_whom_and_why() -> None:
         assert f"(CA https://localhost:{running.port})" in outbound["error"]
 
 
+# Resumption.
+
+
+async def test_a_second_tunnel_resumes_until_a_certificate_is_renewed() -> None:
+    issuer = ChangeableIssuer(an_authority())
+    async with a_pair(issuer=issuer, tls_resumption=True) as pair:
+        pair.serve(echo)
+        resumed = []
+        for renew in (False, False, True, False):
+            if renew:
+                await renewed(pair.mesh, pair.client)
+            await a_call(pair)
+            context = pair.mesh.node.tls.server(certificate_of(pair.server)).ssl_context
+            resumed.append(context.session_stats()["hits"])
+            for tunnel in pair.client.pool.tunnels():
+                assert tunnel.facts.peer == identity_of(pair.server)
+                tunnel.close()
+            await trio.testing.wait_all_tasks_blocked()
+        assert resumed == [0, 1, 1, 2]
+        calls = pair.lines.ended("inbound")
+        assert {call["src.identity"] for call in calls} == {str(a_name("frontend"))}
+
+
 # Expiry. A scripted client, as ours would leave the tunnel by itself.
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.errors import RevokedError
+from ztunnel.errors import RevokedError, TlsError
 from ztunnel.identity.manager import Standing
 from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
@@ -48,6 +48,20 @@ def count_untracked(node: NodeContext, tunnel: Tunnel, reporter: Reporter) -> No
     """Count a new tunnel that no revocation list can find, as its peer is its own anchor."""
     if node.tls.revocations is not None and not tunnel.facts.peer_links:
         node.metrics.crl_untracked.count(reporter).add(1)
+
+
+def refuse_expired(node: NodeContext, tunnel: Tunnel) -> None:
+    """Close a new tunnel if its peer's certificate has expired, which no resumption notices.
+
+    Raises:
+        TlsError: it has.
+    """
+    facts = tunnel.facts
+    standing = node.certificates.standing(facts.certificate, facts.peer_not_after)
+    if standing is Standing.EXPIRED:
+        error = TlsError("tls handshake error: certificate has expired")
+        tunnel.close(error)
+        raise error
 
 
 def cut_if_revoked(node: NodeContext, tunnel: Tunnel, reporter: Reporter) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.admit import Admission, Rejection, admit
-from ztunnel.decide.authorize import Permit, Refusal, authorize
 from ztunnel.errors import (
     DeniedError,
     PeerError,
@@ -25,6 +24,7 @@ from ztunnel.errors import (
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, HostPort
 from ztunnel.proxy.connection import Connection
+from ztunnel.proxy.judgement import judge
 from ztunnel.proxy.labels import describe_admission
 from ztunnel.proxy.requests import TunnelRequest, response_headers
 from ztunnel.telemetry.access_log import Direction, Record
@@ -34,6 +34,7 @@ from ztunnel.wire.hbone.events import DataReceived
 from ztunnel.wire.proxy_protocol import proxy_header
 
 if TYPE_CHECKING:
+    from ztunnel.decide.authorize import Permit
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.sockets import Socket
@@ -164,11 +165,7 @@ class InboundStream(Connection):
         )
         self.opened(node.metrics.traffic.traffic(labels))
         self.context.live.inbound[self] = None
-        match authorize(flow, node.store.policies.for_workload(workload)):
-            case Permit() as permit:
-                self._connect(admission, permit)
-            case Refusal() as refusal:
-                raise denied(self.record, refusal)
+        self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.
 
@@ -282,12 +279,3 @@ def status_of(error: ZtunnelError | None) -> int:
             return HTTPStatus.UNAUTHORIZED
         case _:
             return HTTPStatus.SERVICE_UNAVAILABLE
-
-
-def denied(record: Record, refusal: Refusal) -> DeniedError:
-    """Say why policy refused, and name the policy in the record."""
-    if refusal.policy is not None:
-        record.policy = refusal.policy.key
-    text = f"connection closed due to policy rejection: {refusal.reason}"
-    miss = refusal.nearest_miss
-    return DeniedError(f"{text} ({miss})" if miss else text)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.admit import Admission, Rejection, admit_plaintext
-from ztunnel.decide.authorize import Permit, Refusal, authorize
 from ztunnel.errors import RejectedError, UnreachableError, ZtunnelError
 from ztunnel.linux.sockopt import original_destination, reset_on_close
 from ztunnel.model.flow import Flow
 from ztunnel.proxy.connection import Connection
-from ztunnel.proxy.inbound_stream import denied
+from ztunnel.proxy.judgement import judge
 from ztunnel.proxy.labels import describe_admission
 from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.traffic import Reporter
@@ -23,6 +22,7 @@ from ztunnel.transport.dial import Dial
 from ztunnel.transport.socket_relay import SocketRelay
 
 if TYPE_CHECKING:
+    from ztunnel.decide.authorize import Permit
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
@@ -117,11 +117,7 @@ class PlaintextConnection(Connection):
         )
         self.opened(node.metrics.traffic.traffic(labels))
         self.context.live.inbound[self] = None
-        match authorize(flow, node.store.policies.for_workload(workload)):
-            case Permit() as permit:
-                self._connect(admission, permit)
-            case Refusal() as refusal:
-                raise denied(self.record, refusal)
+        self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.
 

@@ -18,7 +18,12 @@ from ztunnel.decide.classify import (
 )
 from ztunnel.errors import DrainError, LimitError, RevokedError, ZtunnelError
 from ztunnel.linux.sockopt import is_transparent, reset_on_close
-from ztunnel.proxy.certificates import TunnelWarden, count_untracked, is_current
+from ztunnel.proxy.certificates import (
+    TunnelWarden,
+    count_untracked,
+    is_current,
+    refuse_expired,
+)
 from ztunnel.proxy.context import NodeContext, Places, ProxyContext
 from ztunnel.proxy.inbound import InboundTunnels
 from ztunnel.proxy.outbound import OutboundConnection
@@ -232,6 +237,7 @@ class WorkloadProxy:
             node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
             raise
         count_untracked(node, tunnel, Reporter.SOURCE)
+        refuse_expired(node, tunnel)
         return tunnel
 
     # Ending.
