@@ -194,6 +194,9 @@ class InboundStream(Connection):
             relay.on_data(DataReceived(stream, chunks, sum(map(len, early))))
         if self._ended:
             relay.on_end()
+        # Long-lived connections are many: keep of the request only what the dump shows.
+        self._request = self._request.without_headers()
+        self._admission = None
 
     def on_unreachable(self, error: UnreachableError) -> None:
         """Refuse with 503."""

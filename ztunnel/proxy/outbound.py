@@ -195,6 +195,8 @@ class OutboundConnection(Connection):
         self.greet()
         relay = self._relay = StreamRelay(reactor, self._sock, tunnel, stream, self.end)
         reactor.register(self._sock, relay)
+        if far is None:
+            self._opening = None  # long-lived connections are many: keep only what is of use
         if event.ended:
             relay.on_end()
 

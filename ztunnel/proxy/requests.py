@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
@@ -79,6 +79,10 @@ class TunnelRequest:
             first_value(headers, METHOD) or b"",
             parse_forwarded(first_value(headers, FORWARDED) or b"").host,
         )
+
+    def without_headers(self) -> Self:
+        """Keep the little that is of use for as long as the connection lives."""
+        return replace(self, headers=[])
 
     def authority(self) -> Endpoint | HostPort:
         """Read where the client wants to go.
