@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.support import peers
-from tests.support.mesh import a_pod, credentials, refused, running_mesh
+from tests.support.mesh import a_pod, call_refused, credentials, running_mesh
 from tests.support.programs import CredentialFiles, Program, running_program
 from ztunnel.devmesh.mesh import DevMesh
 
@@ -26,6 +26,7 @@ ECHO, SINK, SOURCE, NOBODY = 8080, 8081, 8082, 8090
 APPLICATIONS = {ECHO: peers.echo, SINK: peers.sink, SOURCE: peers.source}
 APACHE_ID = "spiffe://cluster.local/ns/shop/sa/apache"
 DOWNLOAD_BYTES = 262_144
+NO_END_SECONDS = 0.3
 READY = "resuming normal operations"
 CONFIG = """
 ServerName hbone
@@ -83,11 +84,14 @@ async def running_apache(mesh: DevMesh, folder: Path) -> AsyncIterator[Program]:
 
 
 async def download_and_finish_first(connect: peers.Connect) -> None:
-    """Take all that is asked for, finish, and only then expect the other side's end."""
+    """Take all that is asked for and finish; Apache passes on no end before it has seen one."""
     async with await connect() as stream:
         await stream.send_all(peers.SOURCE_REQUEST.pack(DOWNLOAD_BYTES))
         received = await peers.read_exactly(stream, DOWNLOAD_BYTES)
         assert received == peers.random_bytes(DOWNLOAD_BYTES, seed=DOWNLOAD_BYTES)
+        with trio.move_on_after(NO_END_SECONDS) as patience:
+            await stream.receive_some()
+        assert patience.cancelled_caught, "Apache has learnt to end first; say so in the document"
         await stream.send_eof()
         assert await peers.read_to_end(stream) == b""
 
@@ -119,7 +123,7 @@ async def test_a_pod_of_ours_calls_apache(tmp_path: Path) -> None:
 async def test_what_apache_cannot_reach_is_refused_with_503(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, pods()) as mesh:
         async with running_apache(mesh, tmp_path) as apache:
-            assert await refused(await mesh.connect(mesh.pods["cart"], APACHE, NOBODY))
+            assert await call_refused(mesh, "cart", APACHE, NOBODY)
             await apache.lines.wait_for(f"authority={APACHE}:{NOBODY} status=503")
         line = await mesh.proxies["node-a"].lines.wait_for("error=", f"{APACHE}:{NOBODY}")
         assert "http status: 503" in line

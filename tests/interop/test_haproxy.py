@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.support import peers
-from tests.support.mesh import a_pod, credentials, refused, running_mesh
+from tests.support.mesh import a_pod, call_refused, credentials, running_mesh
 from tests.support.programs import CredentialFiles, Program, running_program
 from ztunnel.devmesh.mesh import DevMesh
 
@@ -98,7 +98,7 @@ async def test_our_client_and_our_server_meet_through_haproxy(tmp_path: Path) ->
 async def test_a_refusal_of_our_server_comes_through_haproxy(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, pods()) as mesh:
         async with running_haproxy(mesh, tmp_path):
-            assert await refused(await mesh.connect(mesh.pods["web"], CART, NOBODY))
+            assert await call_refused(mesh, "web", CART, NOBODY)
         line = await mesh.proxies["node-b"].lines.wait_for("connection failed", f"{CART}:{NOBODY}")
         assert 'reason="unreachable"' in line
         line = await mesh.proxies["node-a"].lines.wait_for("error=", f"{CART}:{NOBODY}")

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.support import peers
-from tests.support.mesh import a_pod, credentials, refused, running_mesh
+from tests.support.mesh import a_pod, call_refused, credentials, running_mesh
 from tests.support.node_peer import doors, happened, running_node
 from tests.support.programs import Program
 from ztunnel.devmesh.mesh import DevMesh
@@ -212,26 +212,34 @@ async def test_what_node_refuses_is_tried_once_more(tmp_path: Path) -> None:
             connect = partial(mesh.connect, mesh.pods["cart"], NODE, ECHO)
             await peers.echo_and_check(connect, streams=1, size=1000)
             assert len(happened(node, "request")) == 2
-            assert await refused(await mesh.connect(mesh.pods["cart"], NODE, FAULTY))
+            assert await call_refused(mesh, "cart", NODE, FAULTY)
             assert len(happened(node, "request")) == 4
         line = await mesh.proxies["node-a"].lines.wait_for("error=", f"{NODE}:{FAULTY}")
         assert f"(code {H2_REFUSED_STREAM})" in line
         nursery.cancel_scope.cancel()
 
 
+ANSWERS = {
+    401: "remote_denied",
+    404: "remote_refused",
+    503: "remote_unreachable",
+}
+
+
 async def test_an_answer_other_than_200_is_named_in_the_log(tmp_path: Path) -> None:
-    statuses = {401: "Unauthorized", 404: "Not Found", 503: "Service Unavailable"}
-    faults = {FAULTY + status: {"kind": "status", "status": status} for status in statuses}
+    faults = {FAULTY + status: {"kind": "status", "status": status} for status in ANSWERS}
     async with running_mesh(tmp_path, pods()) as mesh:
         async with a_server(mesh, tmp_path, faults=faults):
-            for status in statuses:
-                assert await refused(await mesh.connect(mesh.pods["cart"], NODE, FAULTY + status))
-            assert await refused(await mesh.connect(mesh.pods["cart"], NODE, NOBODY))  # also 503
+            for status in ANSWERS:
+                assert await call_refused(mesh, "cart", NODE, FAULTY + status)
+            assert await call_refused(mesh, "cart", NODE, NOBODY)  # also 503
         lines = mesh.proxies["node-a"].lines
-        for port, text in [*((FAULTY + code, str(code)) for code in statuses), (NOBODY, "503")]:
+        wanted = {FAULTY + status: (status, reason) for status, reason in ANSWERS.items()}
+        wanted[NOBODY] = (503, ANSWERS[503])
+        for port, (status, reason) in wanted.items():
             line = await lines.wait_for("error=", f"{NODE}:{port}")
-            assert f"http status: {text}" in line
-            assert 'reason="remote_refused"' in line
+            assert f"http status: {status}" in line
+            assert f'reason="{reason}"' in line
 
 
 async def test_our_refusals_reach_node_as_statuses(tmp_path: Path) -> None:
@@ -239,7 +247,7 @@ async def test_our_refusals_reach_node_as_statuses(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, pods()) as mesh:
         async with a_client(mesh, tmp_path, *authorities) as node:
             for port in doors(node):
-                assert await refused(await mesh.connect(mesh.pods["node"], "127.0.0.1", port))
+                assert await call_refused(mesh, "node", "127.0.0.1", port)
             answers = happened(node, "response")
         assert {one["authority"]: one["status"] for one in answers} == authorities
 

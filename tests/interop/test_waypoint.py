@@ -11,7 +11,7 @@ import trio
 from tests.support import peers, web
 from tests.support.envoy import Envoy, running_envoy
 from tests.support.envoy_config import WAYPOINT_HEADER, Waypoint
-from tests.support.mesh import HOST, a_pod, credentials, namespace_file, refused, running_mesh
+from tests.support.mesh import HOST, a_pod, call_refused, credentials, namespace_file, running_mesh
 from ztunnel.devmesh.mesh import DevMesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.interop]
@@ -122,7 +122,7 @@ async def test_a_waypoint_sees_the_requests(tmp_path: Path, envoy_program: Path)
 async def test_without_its_waypoint_a_service_is_not_reached(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, pods(), SERVICES) as mesh, trio.open_nursery() as nursery:
         await nursery.start(peers.serve, peers.echo, await mesh.listen(mesh.pods["cart"], APP))
-        assert await refused(await mesh.connect(mesh.pods["web"], VIP, 80))
+        assert await call_refused(mesh, "web", VIP, 80)
         line = await mesh.proxies["node-a"].lines.wait_for("error=", f"{VIP}:80")
         assert f"dst.addr={WAYPOINT}:15008" in line
         assert "Connection refused" in line

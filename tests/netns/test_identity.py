@@ -33,6 +33,7 @@ class Scene:
     running: RunningCa
     failures: list[str] = field(default_factory=list)
     calls: int = 0
+    goes_on: bool = True
 
     async def call(self, pod: str) -> trio.SocketStream:
         stream = await self.mesh.connect(self.mesh.pods[pod], SERVER, APP)
@@ -40,8 +41,19 @@ class Scene:
         assert await peers.read_exactly(stream, 4) == b"ping"
         return stream
 
-    async def call_steadily(self) -> None:
-        while True:
+    @asynccontextmanager
+    async def steady_calls(self) -> AsyncIterator[None]:
+        """Call from now to the end of the block, and then see that none failed."""
+        self.goes_on = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._call_steadily)
+            yield
+            self.goes_on = False
+        assert self.failures == []
+        assert self.errors() == []
+
+    async def _call_steadily(self) -> None:
+        while self.goes_on:
             try:
                 with trio.fail_after(5):
                     async with await self.call("client") as stream:
@@ -57,7 +69,8 @@ class Scene:
         issued = self.running.ca.issued
         wanted = len(issued) + number
         with trio.fail_after(15):
-            while len(issued) < wanted:
+            # The CA answers on threads of its own, which know no event of ours.
+            while len(issued) < wanted:  # noqa: ASYNC110
                 await trio.sleep(0.02)
 
     def errors(self) -> list[str]:
@@ -69,10 +82,10 @@ async def forward(running: RunningCa, listener: trio.SocketListener) -> None:
     """Carry a port inside the cluster to the CA outside of it."""
 
     async def join(one: trio.SocketStream) -> None:
-        async with one, await trio.open_tcp_stream("127.0.0.1", running.port) as other:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(pour, one, other, nursery)
-                nursery.start_soon(pour, other, one, nursery)
+        other = await trio.open_tcp_stream("127.0.0.1", running.port)
+        async with one, other, trio.open_nursery() as nursery:
+            nursery.start_soon(pour, one, other, nursery)
+            nursery.start_soon(pour, other, one, nursery)
 
     async def pour(a: trio.SocketStream, b: trio.SocketStream, nursery: trio.Nursery) -> None:
         try:
@@ -117,21 +130,16 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
         nursery.cancel_scope.cancel()
 
 
-async def test_certificates_are_renewed_and_revoked_under_a_steady_stream_of_calls(
+async def test_short_lives_and_a_ca_that_is_down_for_most_of_one_cost_no_call(
     tmp_path: Path,
 ) -> None:
-    async with a_scene(tmp_path) as scene, trio.open_nursery() as nursery:
+    async with a_scene(tmp_path) as scene:
         ca = scene.running.ca
-        nursery.start_soon(scene.call_steadily)
-        await scene.renewals(6)
-
-        ca.fault = CaFault.DOWN
-        await trio.sleep(0.9 * LIFETIME_SECONDS)
-        ca.fault = CaFault.NONE
-        await scene.renewals(3)
-        nursery.cancel_scope.cancel()
-    assert scene.failures == []
-    assert scene.errors() == []
+        ca.fault = CaFault.DOWN  # right after all have been issued, or nobody could live through it
+        async with scene.steady_calls():
+            await trio.sleep(0.9 * LIFETIME_SECONDS)
+            ca.fault = CaFault.NONE
+            await scene.renewals(9)
     assert scene.calls > 50
     assert {call.cluster_id for call in ca.calls} == {"demo"}
 
@@ -143,15 +151,11 @@ async def test_a_root_is_exchanged_and_a_revocation_cuts_exactly_the_right_tunne
         ca = scene.running.ca
         ca.ttl_seconds_max = 2
         old, new = ca.authority, an_authority()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(scene.call_steadily)
+        async with scene.steady_calls():
             ca.authority = replace(old, other_roots=(new.root,))
             await scene.renewals(5)  # three identities; one may have begun before the change
             ca.authority = replace(new, other_roots=(old.root,))
             await scene.renewals(5)
-            nursery.cancel_scope.cancel()
-        assert scene.failures == []
-        assert scene.errors() == []
 
         mine, others = await scene.call("client"), await scene.call("other")
         serials = [serial for name, serial in ca.issued if name.endswith("/sa/client")]
@@ -160,7 +164,6 @@ async def test_a_root_is_exchanged_and_a_revocation_cuts_exactly_the_right_tunne
         server = scene.mesh.proxies["node-b"].lines
         line = await server.wait_for("connection complete", REVOKED, seconds=8)
         assert 'src.identity="spiffe://cluster.local/ns/shop/sa/client"' in line
-        assert scene.mesh.proxies["node-a"].lines.find("own certificate revoked by CRL") or True
         with pytest.raises(trio.BrokenResourceError):
             await peers.read_to_end(mine)
         await others.send_all(b"more")

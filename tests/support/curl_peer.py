@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from typing import Any
 
-import pycurl
+import pycurl  # type: ignore[import-untyped] # installed apart from all else
 
 PROXYTYPE_HTTPS2 = 3  # CURLPROXY_HTTPS2, for which pycurl has no name
 STATUS = re.compile(r"CONNECT Response Status (\d+)")

@@ -111,7 +111,7 @@ def bootstrap(config: EnvoyConfig, folder: Path) -> Json:
             chain, clusters = _client_chain(config, folder), [_hbone_cluster(config, files)]
         case HboneServer():
             chain, clusters = _server_chain(config, folder, files), [_authority_cluster()]
-        case Waypoint():
+        case _:
             chain = _server_chain(config, folder, files)
             inner = _inside_waypoint(config)
             clusters = [

@@ -172,7 +172,11 @@ async def a_mesh(
         config=config,
         store=Store(node=""),
         certificates=certificates,
-        tls=TlsContexts(own_records=config.own_records, revocations=revocations),
+        tls=TlsContexts(
+            own_records=config.own_records,
+            revocations=revocations,
+            resumption=config.tls_resumption,
+        ),
         reactor=reactor,
         access_log=AccessLog(pipeline),
         metrics=Metrics(),

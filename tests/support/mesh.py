@@ -74,6 +74,15 @@ def namespace_file(member: Member) -> Path:
     return Path(f"/proc/{os.getpid()}/fd/{member.netns.fileno()}")
 
 
+async def call_refused(mesh: DevMesh, pod: str, ip: str, port: int) -> bool:
+    """Whether a pod's call is refused, be it so fast that its connect already fails."""
+    try:
+        stream = await mesh.connect(mesh.pods[pod], ip, port)
+    except ConnectionResetError:
+        return True
+    return await refused(stream)
+
+
 async def refused(stream: trio.SocketStream) -> bool:
     """Whether the connection ends in a reset or an end before any answer."""
     async with stream:

@@ -96,6 +96,8 @@ def problems(env: dict[str, str], files: dict[str, str] | None = None) -> list[s
         ("connect_response_seconds", 30.0, "ZTUNNEL_CONNECT_RESPONSE_TIMEOUT", "3s", 3.0, ""),
         ("policy_wait_seconds", 5.0, "ZTUNNEL_POLICY_WAIT", "1s", 1.0, "inf"),
         ("own_records", True, "ZTUNNEL_OWN_RECORDS", "false", False, "nope"),
+        ("tls_resumption", False, "ZTUNNEL_TLS_RESUMPTION", "true", True, "on"),
+        ("trust_domain_aliases", (), "TRUST_DOMAINS", "a.b,C", ("a.b", "C"), "a/b"),
         ("fake_ca", False, "FAKE_CA", "true", True, "True"),
     ],
 )  # fmt: skip

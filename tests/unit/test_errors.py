@@ -11,6 +11,7 @@ from ztunnel.errors import (
     IdentityError,
     PeerTimeoutError,
     PrivilegeError,
+    RevokedError,
     RouteError,
     TlsError,
     TunnelError,
@@ -44,6 +45,7 @@ def test_every_reason_is_one_word_for_a_log_field(kind: type[ZtunnelError]) -> N
     [
         (DeniedError, "DENY"),
         (TlsError, "TLS_FAILURE"),
+        (RevokedError, "CERT_REVOKED"),
         (TunnelError, "H2_HANDSHAKE_FAILURE"),
         (PeerTimeoutError, "NETWORK_POLICY"),
         (IdentityError, "IDENTITY_ERROR"),

@@ -4,50 +4,24 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.support.builders import a_service, a_store, a_workload
+from tests.support.names import (
+    HEADLESS,
+    a_headless_store,
+    a_kube_service,
+    a_view,
+    addresses_of,
+    found_for,
+    kube,
+)
 from ztunnel.decide import names
 from ztunnel.decide.names import Viewpoint
 from ztunnel.model.identity import Namespace
-from ztunnel.model.network import Network, parse_ip
+from ztunnel.model.network import parse_ip
 from ztunnel.model.service import (
-    HealthPolicy,
     IpFamilies,
-    LoadBalancer,
-    Service,
     Visibility,
 )
-from ztunnel.model.workload import Health, Workload
 from ztunnel.state.store import Store
-
-DOMAIN = "cluster.local"
-
-
-def a_view(ns: str = "ns1", *, network: str = "", **more: object) -> Viewpoint:
-    return Viewpoint(namespace=Namespace(ns), network=Network(network), **more)
-
-
-def kube(name: str, ns: str = "ns1") -> str:
-    return f"{name}.{ns}.svc.{DOMAIN}"
-
-
-def a_kube_service(name: str, ns: str = "ns1", *vips: str, **more: object) -> Service:
-    return a_service(kube(name, ns), ns=ns, vips=vips, **more)
-
-
-def a_pod(name: str, ip: str, *, of: str, ns: str = "ns1", **more: object) -> Workload:
-    return a_workload(name, ns=ns, ips=[ip], services={f"{ns}/{of}": {80: 8080}}, **more)
-
-
-def found_for(name: str, store: Store, view: Viewpoint | None = None) -> str | None:
-    found = names.find(name, view or a_view(), store.services)
-    return found.service.hostname if found else None
-
-
-def addresses_of(name: str, store: Store, version: int = 4, view: Viewpoint | None = None):
-    view = view or a_view()
-    found = names.find(name, view, store.services)
-    if found is None:
-        return None
-    return [str(ip) for ip in names.addresses(found, version, view, store.services)]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +209,7 @@ def test_one_that_cannot_be_answered_gives_way_to_a_wildcard() -> None:
 )
 def test_which_families_are_offered(
     families: IpFamilies | None,
-    ipv6: bool,  # noqa: FBT001 - a column of the table
+    ipv6: bool,
     version: int,
     expected: list[str],
 ) -> None:
@@ -245,135 +219,6 @@ def test_which_families_are_offered(
     found = names.find("cart", view, store.services)
     assert found is not None
     assert names.allows(found, version, view) == bool(expected)
-
-
-HEADLESS = kube("web")
-
-
-def a_headless_store(*more: Workload, **service: object) -> Store:
-    return a_store(
-        a_service(HEADLESS, ns="ns1", **service),
-        a_pod("web-0", "10.1.0.1", of=HEADLESS),
-        a_pod("web-1", "10.1.0.2", of=HEADLESS),
-        *more,
-    )
-
-
-def test_a_headless_service_has_the_addresses_of_its_endpoints() -> None:
-    assert addresses_of("web", a_headless_store()) == ["10.1.0.1", "10.1.0.2"]
-
-
-def test_a_headless_service_without_endpoints_is_ours_all_the_same() -> None:
-    assert addresses_of("web", a_store(a_service(HEADLESS, ns="ns1"))) == []
-
-
-def test_of_an_endpoint_only_the_first_address_of_a_family_counts() -> None:
-    pod = a_workload(
-        "web-0",
-        ns="ns1",
-        ips=["10.1.0.1", "10.1.0.9", "2001:db8::1"],
-        services={f"ns1/{HEADLESS}": {80: 80}},
-    )
-    store = a_store(a_service(HEADLESS, ns="ns1"), pod)
-    assert addresses_of("web", store) == ["10.1.0.1"]
-    assert addresses_of("web", store, 6) == ["2001:db8::1"]
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        (HealthPolicy.ONLY_HEALTHY, ["10.1.0.1", "10.1.0.2"]),
-        (HealthPolicy.ALLOW_ALL, ["10.1.0.1", "10.1.0.2", "10.1.0.3"]),
-    ],
-)
-def test_unhealthy_endpoints_count_if_the_service_says_so(
-    policy: HealthPolicy, expected: list[str]
-) -> None:
-    sick = a_pod("web-2", "10.1.0.3", of=HEADLESS, health=Health.UNHEALTHY)
-    store = a_headless_store(sick, load_balancer=LoadBalancer(health_policy=policy))
-    assert addresses_of("web", store) == expected
-    pod = names.find(f"web-2.{HEADLESS}", a_view(), store.services)
-    assert (pod is not None) == (len(expected) == 3)
-
-
-def test_endpoints_of_other_networks_are_left_out() -> None:
-    far = a_pod("web-2", "10.1.0.3", of=HEADLESS, network="far")
-    store = a_headless_store(far)
-    assert addresses_of("web", store) == ["10.1.0.1", "10.1.0.2"]
-    assert addresses_of("web", store, view=a_view(network="far")) == ["10.1.0.3"]
-    assert addresses_of(f"web-2.{HEADLESS}", store) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (f"web-0.{HEADLESS}", ["10.1.0.1"]),
-        (f"web-1.{HEADLESS}", ["10.1.0.2"]),
-        (f"10-1-0-2.{HEADLESS}", ["10.1.0.2"]),
-        (f"web-9.{HEADLESS}", None),
-        (f"x.web-0.{HEADLESS}", None),
-        (f"web-0.web.ns2.svc.{DOMAIN}", None),
-        (f"web-0.svc.{DOMAIN}", None),
-        (f"_http._tcp.{HEADLESS}", None),
-    ],
-)
-def test_pods_of_a_headless_service_have_names(name: str, expected: list[str] | None) -> None:
-    assert addresses_of(name, a_headless_store()) == expected
-
-
-def test_pods_of_a_service_with_an_address_have_none() -> None:
-    store = a_headless_store(vips=["10.0.0.1"])
-    assert addresses_of(f"web-0.{HEADLESS}", store) is None
-
-
-def test_pods_of_a_service_that_is_not_visible_have_none() -> None:
-    store = a_headless_store(visibility=Visibility.NAMESPACE)
-    assert addresses_of(f"web-0.{HEADLESS}", store) == ["10.1.0.1"]
-    assert addresses_of(f"web-0.{HEADLESS}", store, view=a_view("ns2")) is None
-
-
-def test_ipv6_endpoints_are_named_with_dashes() -> None:
-    pod = a_pod("v6.pod", "2001:db8::a", of=HEADLESS)
-    store = a_store(a_service(HEADLESS, ns="ns1"), pod)
-    assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 6) == ["2001:db8::a"]
-    assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 4) == []
-
-
-def targets_of(name: str, store: Store) -> list[tuple[str, int]] | None:
-    found = names.find(name, a_view(), store.services)
-    assert found is not None
-    return names.targets(found, a_view(), store.services)
-
-
-def test_the_targets_of_a_headless_service_are_its_pods_with_their_ports() -> None:
-    dotted = a_pod("node.pod", "10.1.0.3", of=HEADLESS)
-    far = a_pod("far", "10.1.0.4", of=HEADLESS, network="far")
-    nameless = a_workload("", ns="ns1", ips=[], services={f"ns1/{HEADLESS}": {80: 1}}, uid="x")
-    assert targets_of("web", a_headless_store(dotted, far, nameless)) == [
-        (f"web-0.{HEADLESS}", 8080),
-        (f"web-1.{HEADLESS}", 8080),
-        (f"10-1-0-3.{HEADLESS}", 8080),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("endpoint_port", "service_port", "expected"),
-    [(8080, 9090, 8080), (0, 9090, 9090), (0, 0, 80)],
-)
-def test_a_target_port_is_the_endpoints_else_the_services(
-    endpoint_port: int, service_port: int, expected: int
-) -> None:
-    store = a_store(
-        a_service(HEADLESS, ns="ns1", port_map={80: service_port}),
-        a_workload("web-0", ns="ns1", services={f"ns1/{HEADLESS}": {80: endpoint_port}}),
-    )
-    assert targets_of("web", store) == [(f"web-0.{HEADLESS}", expected)]
-
-
-def test_other_names_have_no_targets() -> None:
-    assert targets_of(f"web-0.{HEADLESS}", a_headless_store()) is None
-    assert targets_of("web", a_headless_store(vips=["10.0.0.1"])) is None
-    assert targets_of("x.svc.cluster.local", a_store(a_service("*.svc.cluster.local"))) is None
 
 
 def name_of(ip: str, store: Store, view: Viewpoint | None = None) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import socket
 
 import dns.message
 import dns.rcode
@@ -170,15 +171,24 @@ async def test_all_queries_together_have_a_limit(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("ask_it", [ask, ask_by_tcp])
-async def test_a_cancelled_query_leaves_nothing(ask_it) -> None:
+async def test_a_cancelled_query_leaves_nothing() -> None:
+    asking = an_upstream()
     async with a_resolver(silence) as resolver:
         before = open_descriptors()
         with trio.move_on_after(0.05) as scope:
-            await ask_it(resolver.endpoint)
+            await ask(resolver.endpoint, asking=asking)
         assert scope.cancelled_caught
-        if ask_it is ask:
-            assert open_descriptors() == before
+        assert open_descriptors() == before
+        assert asking.queries == 0
+
+
+async def test_by_tcp_a_cancelled_query_leaves_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody_accepts:
+        before = open_descriptors()
+        with trio.move_on_after(0.05) as scope:
+            await ask_by_tcp(Endpoint.of(nobody_accepts.getsockname()))
+        assert scope.cancelled_caught
+        assert open_descriptors() == before
 
 
 async def test_places_are_given_back() -> None:
@@ -202,6 +212,40 @@ async def test_by_tcp_a_resolver_that_hangs_up_has_not_answered() -> None:
     async with a_resolver(silence, close_after=1) as resolver:
         with pytest.raises(UnreachableError, match="closed without an answer"):
             await ask_by_tcp(resolver.endpoint)
+
+
+async def test_by_tcp_a_resolver_that_resets_has_not_answered(nursery: trio.Nursery) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    sock = trio.socket.from_stdlib_socket(listener)
+
+    async def reset() -> None:
+        stream, _ = await sock.accept()
+        await stream.recv(100)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        stream.close()
+
+    with sock:
+        nursery.start_soon(reset)
+        with pytest.raises(UnreachableError, match="reset"):
+            await ask_by_tcp(Endpoint.of(sock.getsockname()))
+
+
+async def test_by_tcp_a_resolver_that_cannot_be_reached_in_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstream, "CONNECT_SECONDS", 0)
+    async with a_resolver(right) as resolver:
+        with pytest.raises(UnreachableError, match="connection timed out"):
+            await ask_by_tcp(resolver.endpoint)
+
+
+async def test_a_connect_that_is_cancelled_leaves_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody_accepts:
+        before = open_descriptors()
+        with trio.move_on_after(0) as scope:
+            await ask_by_tcp(Endpoint.of(nobody_accepts.getsockname()))
+        assert scope.cancelled_caught
+        assert open_descriptors() == before
 
 
 async def test_a_zone_transfer_has_several_answers() -> None:

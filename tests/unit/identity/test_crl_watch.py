@@ -25,7 +25,7 @@ class Lists(Revocations):
         self.attempts: list[bool] = []
         self._more = trio.Event()
 
-    def on_load(self, is_loaded: bool) -> None:  # noqa: FBT001
+    def on_load(self, is_loaded: bool) -> None:
         self.attempts.append(is_loaded)
         self._more.set()
 

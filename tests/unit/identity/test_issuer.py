@@ -18,7 +18,7 @@ MESH = ServerUrl("istiod.example", 15012)
 @pytest.mark.parametrize(
     ("mode", "impersonates"), [(ProxyMode.SHARED, True), (ProxyMode.DEDICATED, False)]
 )
-def test_the_mesh_ca_is_asked_unless_it_is_faked(mode: ProxyMode, impersonates: bool) -> None:  # noqa: FBT001
+def test_the_mesh_ca_is_asked_unless_it_is_faked(mode: ProxyMode, impersonates: bool) -> None:
     issuer = make_issuer(Config(ca_address=MESH, mode=mode, secret_ttl_seconds=60))
     assert isinstance(issuer, CaClient)
     assert issuer.impersonates is impersonates

@@ -318,6 +318,13 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.rotation.certificate(identity, self.now) is known
 
     @invariant()
+    def the_newest_of_each_wanted_identity_are_known_as_such(self) -> None:
+        newest = {one for name, one in self.valid.items() if name in self.wanted}
+        valid = {one for one in newest if not one.has_expired(self.now)}
+        assert valid <= self.rotation._newest <= newest
+        assert all(self.rotation.is_newest(one) for one in valid)
+
+    @invariant()
     def the_ca_is_not_flooded(self) -> None:
         assert len(self.flying) <= IN_FLIGHT_MAX
 

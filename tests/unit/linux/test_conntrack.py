@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.namespaces import needs_root
+from tests.support.tunnels import open_descriptors
 from ztunnel.linux import conntrack
 from ztunnel.linux.conntrack import Conntrack
 from ztunnel.linux.netlink import HEADER, NLMSG_ERROR
@@ -106,7 +107,24 @@ def test_a_flow_without_a_destination_is_none(
     assert table.original_destination(client=CLIENT[4], local=LOCAL[4]) is None
 
 
+def test_a_table_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def bind(self, address: object) -> None:
+            raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(conntrack.socket, "socket", Refusing)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="no memory"):
+        Conntrack()
+    assert open_descriptors() == before
+
+
+def test_other_kinds_of_answers_are_passed_over(table: Conntrack, kernel: Kernel) -> None:
+    kernel.answer(3, b"")
+    kernel.answer(FOUND, bytes(4) + attribute(0x8001, a_flow(CLIENT[4], RESOLVER[4])))
+    assert table.original_destination(client=CLIENT[4], local=LOCAL[4]) == RESOLVER[4]
+
+
 @needs_root
 def test_the_real_kernel_knows_no_such_flow(table: Conntrack) -> None:
     assert table.original_destination(client=CLIENT[4], local=LOCAL[4]) is None
-    assert conntrack.NETLINK_NETFILTER == 12

@@ -22,6 +22,7 @@ from ztunnel.model.settings import (
     seconds,
     server_url,
     shown,
+    trust_domains,
     worker_count,
     workers,
     workload_info,
@@ -146,7 +147,7 @@ def test_the_drain_ends_before_the_pod_is_killed(grace: int | None, deadline: fl
     ("text", "value"),
     [("true", True), ("false", False), ("", False), ("/ca.pem", Path("/ca.pem"))],
 )
-def test_a_fake_ca_is_on_off_or_a_file(text: str, value: Path | bool) -> None:  # noqa: FBT001
+def test_a_fake_ca_is_on_off_or_a_file(text: str, value: Path | bool) -> None:
     assert fake_ca(text) == value
 
 
@@ -192,3 +193,21 @@ def test_a_setting_as_json(name: str, value: object, as_json: object) -> None:
 
 def test_a_duration_rounds_to_whole_seconds_when_it_must() -> None:
     assert duration(0.9999999999) == {"secs": 1, "nanos": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ()),
+        ("old.example", ("old.example",)),
+        (" a.example, B_1 ,,c-2 ", ("a.example", "B_1", "c-2")),
+    ],
+)
+def test_trust_domains_are_a_comma_list(text: str, names: tuple[str, ...]) -> None:
+    assert trust_domains(text) == names
+
+
+@pytest.mark.parametrize("text", ["a/b", "spiffe://a", "a b", "a,b:c", "*"])
+def test_not_a_trust_domain(text: str) -> None:
+    with pytest.raises(ValueError, match="not trust domains; write"):
+        trust_domains(text)

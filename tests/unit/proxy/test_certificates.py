@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.certs import AUTHORITY, a_certificate, a_name
-from ztunnel.errors import RevokedError, ZtunnelError
+from ztunnel.errors import RevokedError, TlsError, ZtunnelError
 from ztunnel.identity.manager import Standing
 from ztunnel.model.network import Endpoint
 from ztunnel.proxy.certificates import (
@@ -19,6 +19,7 @@ from ztunnel.proxy.certificates import (
     count_untracked,
     cut_if_revoked,
     is_current,
+    refuse_expired,
     watch_for_revocation,
 )
 from ztunnel.telemetry.metrics import Metrics
@@ -116,7 +117,7 @@ def take_back(node: FakeNode, *certificates: WorkloadCertificate) -> None:
 @pytest.mark.parametrize("is_revoked", [False, True])
 def test_a_tunnel_is_current_if_its_certificates_are_and_none_is_revoked(
     standing: Standing,
-    is_revoked: bool,  # noqa: FBT001
+    is_revoked: bool,
 ) -> None:
     node = FakeNode(FakeCertificates(standing))
     if is_revoked:
@@ -156,6 +157,17 @@ def test_a_tunnel_to_a_revoked_peer_is_cut_once_and_counted_once(
     assert tunnel.core.goodbyes == goodbyes
     assert not fine.closed
     assert node.counted("istio_crl_policy_rejections", str(reporter)) == 1
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_new_tunnel_to_a_peer_that_has_expired_is_refused(standing: Standing) -> None:
+    node, tunnel = FakeNode(FakeCertificates(standing)), FakeTunnel()
+    if standing is Standing.EXPIRED:
+        with pytest.raises(TlsError, match="certificate has expired"):
+            refuse_expired(node, tunnel)
+    else:
+        refuse_expired(node, tunnel)
+    assert tunnel.closed is (standing is Standing.EXPIRED)
 
 
 def test_a_tunnel_outside_the_pools_is_watched_until_told_otherwise() -> None:

@@ -49,7 +49,7 @@ def test_forgotten_identities_and_the_oldest_are_dropped(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("server_side", [False, True])
-def test_the_settings_are_those_of_the_reference(server_side: bool) -> None:  # noqa: FBT001
+def test_the_settings_are_those_of_the_reference(server_side: bool) -> None:
     contexts, certificate = TlsContexts(), a_certificate()
     context = contexts.server(certificate) if server_side else contexts.client(certificate)
     settings = context.ssl_context

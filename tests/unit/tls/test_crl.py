@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_read_whole_is_refused(data: bytes) -> None:
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.binary(max_size=200), st.booleans())
-def test_arbitrary_files_raise_only_value_errors(data: bytes, as_pem: bool) -> None:  # noqa: FBT001
+def test_arbitrary_files_raise_only_value_errors(data: bytes, as_pem: bool) -> None:
     if as_pem:
         data = b"-----BEGIN X509 CRL-----\n" + data + b"\n-----END X509 CRL-----\n"
     with suppress(ValueError):
@@ -216,8 +216,8 @@ DER = x509.load_pem_x509_crl(AUTHORITY.revoke(VICTIM.serial)).public_bytes(Encod
 )
 def test_the_scope_of_a_list_is_kept(
     scope: x509.IssuingDistributionPoint,
-    leaf: bool,  # noqa: FBT001
-    authority: bool,  # noqa: FBT001
+    leaf: bool,
+    authority: bool,
 ) -> None:
     made = a_certificate(authority=BELOW)
     links = links_of(made)

@@ -120,7 +120,7 @@ def test_tickets_and_data_behind_the_handshake_are_left_over_for_our_client(tick
 
 
 @pytest.mark.parametrize("own_records", [True, False])
-def test_data_right_behind_the_clients_finished_is_left_over(own_records: bool) -> None:  # noqa: FBT001
+def test_data_right_behind_the_clients_finished_is_left_over(own_records: bool) -> None:
     ours = Handshake(a_server_context(own_records=own_records), server_side=True)
     oracle = Oracle(CLIENT.ssl_context, server_side=False)
     flight = ours.receive(oracle.receive(b""))
@@ -281,7 +281,7 @@ def test_a_client_that_offers_only_chacha20_is_refused() -> None:
 )
 def test_a_peer_that_does_not_speak_tls_is_found_out_at_once(
     data: bytes,
-    server_side: bool,  # noqa: FBT001
+    server_side: bool,
 ) -> None:
     ours = Handshake(SERVER if server_side else CLIENT, server_side=server_side)
     if not server_side:
@@ -301,7 +301,7 @@ def test_a_handshake_without_end_is_cut_off() -> None:
 
 @settings(max_examples=60)
 @given(data=st.binary(max_size=300), server_side=st.booleans())
-def test_arbitrary_bytes_raise_only_tls_errors(data: bytes, server_side: bool) -> None:  # noqa: FBT001
+def test_arbitrary_bytes_raise_only_tls_errors(data: bytes, server_side: bool) -> None:
     ours = Handshake(SERVER if server_side else CLIENT, server_side=server_side)
     if not server_side:
         ours.receive(b"")
@@ -346,7 +346,7 @@ def enforced(*pems: bytes) -> Revocations:
 @pytest.mark.parametrize("authority", [AUTHORITY, AUTHORITY.subordinate()], ids=["root", "below"])
 def test_a_peer_that_is_not_revoked_brings_the_links_of_its_chain(
     authority: DevelopmentCa,
-    own_records: bool,  # noqa: FBT001
+    own_records: bool,
 ) -> None:
     made = a_certificate(a_name("client"), authority=authority)
     one, other = an_established_pair(

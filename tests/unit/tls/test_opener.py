@@ -160,7 +160,7 @@ def test_nothing_may_come_between_the_pieces_of_a_message() -> None:
 
 
 @pytest.mark.parametrize("request_answer", [False, True])
-def test_a_key_update_is_followed(request_answer: bool) -> None:  # noqa: FBT001
+def test_a_key_update_is_followed(request_answer: bool) -> None:
     sealer, opener = a_pair()
     wire = sealer.seal(b"old") + sealer.key_update(request=request_answer) + sealer.seal(b"new")
     assert open_all(opener, wire) == b"oldnew"

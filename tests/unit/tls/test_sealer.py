@@ -68,7 +68,7 @@ def test_every_mix_of_paths_arrives(parts: list[tuple[bool, int]]) -> None:
 
 @pytest.mark.parametrize("is_bulk", [False, True])
 @pytest.mark.parametrize("size", [10, 40_000])
-def test_a_worn_key_is_replaced_before_the_next_record(is_bulk: bool, size: int) -> None:  # noqa: FBT001
+def test_a_worn_key_is_replaced_before_the_next_record(is_bulk: bool, size: int) -> None:
     sealer = Sealer(SECRET, SUITE, REKEY_RECORDS)
     opener = Opener(SECRET, SUITE, REKEY_RECORDS)
     if is_bulk:

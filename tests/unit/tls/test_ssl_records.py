@@ -26,7 +26,7 @@ def a_pair(*, tls12: bool = False) -> tuple[SslObjectRecords, SslObjectRecords]:
 
 @pytest.mark.parametrize("tls12", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 16384, 300_000])
-def test_plaintext_arrives(tls12: bool, size: int) -> None:  # noqa: FBT001
+def test_plaintext_arrives(tls12: bool, size: int) -> None:
     one, other = a_pair(tls12=tls12)
     sealed = one.seal_small(bytes(size))
     assert other.open(memoryview(sealed), OUT) == (len(sealed), size)

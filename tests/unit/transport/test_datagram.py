@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from tests.support.tunnels import open_descriptors
 from ztunnel.errors import ConfigError
 from ztunnel.model.network import Endpoint
 from ztunnel.transport import datagram
 from ztunnel.transport.datagram import DatagramListener, SocketAddress
-from ztunnel.transport.reactor import Reactor
+from ztunnel.transport.reactor import READABLE, Reactor
 from ztunnel.transport.sockets import SocketFactory
 
 LOOPBACKS = pytest.mark.parametrize("host", ["127.0.0.1:0", "[::1]:0"])
@@ -139,6 +141,69 @@ def test_a_connected_socket_hears_its_server_only(client: socket.socket) -> None
 def test_an_impossible_server_is_an_error(open_it) -> None:
     with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
         open_it(OURS, Endpoint.parse("[fe80::1]:53"))
+
+
+class Namespace:
+    """Calls a function "in a pod", and notes that it did."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def call(self, function):
+        self.calls += 1
+        return function()
+
+
+def test_sockets_are_made_in_the_pod() -> None:
+    pod = Namespace()
+    with datagram.bind_datagram(replace(OURS, netns=pod), Endpoint.parse("127.0.0.1:0")) as sock:
+        assert pod.calls == 1
+        assert sock.gettimeout() == 0
+        assert not sock.get_inheritable()
+    assert datagram.loopback_has_ipv6(replace(OURS, netns=pod)) in {True, False}
+    assert pod.calls == 2
+
+
+def test_a_mark_that_cannot_be_set_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(sock: socket.socket, mark: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(datagram.sockopt, "set_mark", refuse)
+    marked, before = replace(OURS, mark=1337), open_descriptors()
+    with pytest.raises(PermissionError):
+        datagram.connect_datagram(marked, Endpoint.parse("127.0.0.1:53"))
+    with pytest.raises(ConfigError, match="not permitted"):
+        datagram.bind_datagram(marked, Endpoint.parse("127.0.0.1:0"))
+    assert open_descriptors() == before
+
+
+async def test_a_socket_that_fails_to_receive_carries_on() -> None:
+    class Failing:
+        """A socket to which the kernel reports an error of the network first."""
+
+        def __init__(self) -> None:
+            self.script = [OSError("unreachable"), (b"ping", ("192.0.2.1", 1)), BlockingIOError()]
+            self.sent: list[bytes] = []
+
+        def fileno(self) -> int:
+            return 9
+
+        def recvfrom(self, size: int):
+            step = self.script.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return step
+
+        def sendto(self, data: bytes, receiver: SocketAddress) -> None:
+            self.sent.append(data)
+
+    class NoReactor:
+        def register(self, sock: object, handler: object) -> None:
+            pass
+
+    sock = Failing()
+    DatagramListener(NoReactor(), sock, Inbox()).on_event(READABLE)
+    assert sock.sent == [b"PING"]
 
 
 async def test_a_resolver_is_dialled_by_tcp() -> None:

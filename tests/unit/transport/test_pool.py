@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +8,9 @@ import trio
 import trio.testing
 
 from tests.support.certs import a_name
+from tests.support.pools import KEY, Lab, a_lab, end
 from tests.support.tunnels import (
-    CONNECT,
     Heard,
-    TunnelPair,
     a_permit,
     a_reactor,
     open_descriptors,
@@ -21,84 +18,9 @@ from tests.support.tunnels import (
 from ztunnel.errors import DrainError, LimitError, PeerTimeoutError, UnreachableError, ZtunnelError
 from ztunnel.model.network import Endpoint, parse_ip
 from ztunnel.transport import pool as module, reactor as reactor_module
-from ztunnel.transport.pool import Pool, PoolKey
-from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.events import RequestReceived
 from ztunnel.wire.hbone.settings import HboneSettings
-
-KEY = PoolKey(
-    a_name("frontend"), (a_name("cart"),), Endpoint.parse("192.0.2.1:15008"), parse_ip("192.0.2.9")
-)
-
-
-class Lab:
-    """A pool whose dials lead to real tunnels in the same reactor."""
-
-    def __init__(self, reactor: Reactor, nursery: trio.Nursery, **limits: Any) -> None:
-        self.reactor = reactor
-        self.dialled: list[PoolKey] = []
-        self.peers: list[TunnelPair] = []
-        self.peer_settings = HboneSettings()
-        self.fail_with: Exception | None = None
-        self.gate = trio.Event()  # dials wait for it
-        self.gate.set()
-        limits = {"streams_per_tunnel": 3, "idle_seconds": 60.0, "dial_seconds": 5.0} | limits
-
-        def spawn(work: Callable[[], Awaitable[None]]) -> None:
-            nursery.start_soon(work)
-
-        self.pool = Pool(reactor, self.dial, spawn, **limits)
-
-    async def dial(self, key: PoolKey, permit: object, owner: Pool) -> Tunnel:
-        self.dialled.append(key)
-        await self.gate.wait()
-        await trio.lowlevel.checkpoint()
-        if self.fail_with is not None:
-            raise self.fail_with
-        pair = TunnelPair(
-            self.reactor,
-            client_settings=HboneSettings(),
-            server_settings=self.peer_settings,
-            own_records=True,
-        )
-        pair.client._owner = owner
-        self.peers.append(pair)
-        return pair.client
-
-    async def open(self, key: PoolKey = KEY) -> Any:
-        """Do what a connection does: check out, and open at once."""
-        tunnel = await self.pool.checkout(key, a_permit())
-        return tunnel, tunnel.open(CONNECT, Heard())
-
-    async def open_many(self, number: int, key: PoolKey = KEY) -> list[Any]:
-        found: list[Any] = []
-
-        async def one() -> None:
-            found.append(await self.open(key))
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(number):
-                nursery.start_soon(one)
-        return found
-
-
-@asynccontextmanager
-async def a_lab(**limits: Any) -> AsyncIterator[Lab]:
-    async with a_reactor() as reactor, trio.open_nursery() as nursery:
-        lab = Lab(reactor, nursery, **limits)
-        with trio.fail_after(10):
-            yield lab
-        nursery.cancel_scope.cancel()
-        lab.pool.close()
-        for pair in lab.peers:
-            pair.server.close()
-            assert pair.client.closed
-
-
-def end(tunnel: Tunnel, stream: Any) -> None:
-    tunnel.core.reset(stream, 8)
-    tunnel.released()
 
 
 @pytest.mark.parametrize(
@@ -364,3 +286,38 @@ async def test_a_server_that_opens_a_stream_has_it_refused() -> None:
         tunnel, stream = await lab.open()
         lab.pool.on_request(tunnel, RequestReceived(stream, []))
         assert tunnel.core.streams == {}
+
+
+async def test_a_tunnel_that_is_congested_gets_another_beside_it_but_not_many(monkeypatch) -> None:
+    monkeypatch.setattr(Tunnel, "blocked", property(lambda _: True))
+    async with a_lab(streams_per_tunnel=100) as lab:
+        for _ in range(module.SPREAD_MOST + 3):
+            await lab.open()
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(lab.dialled) == len(lab.pool) == module.SPREAD_MOST
+
+
+async def test_without_a_permit_a_congested_tunnel_is_all_there_is(monkeypatch) -> None:
+    async with a_lab() as lab:
+        tunnel, _ = await lab.open()
+        monkeypatch.setattr(Tunnel, "blocked", property(lambda _: True))
+        assert lab.pool.get(KEY) is tunnel
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(lab.dialled) == 1
+
+
+async def test_a_tunnel_that_is_no_longer_current_is_left_by_new_streams_only() -> None:
+    old: list[Tunnel] = []
+    async with a_lab(is_current=lambda tunnel: tunnel not in old) as lab:
+        tunnel, stream = await lab.open()
+        old.append(tunnel)
+        assert lab.pool.get(KEY) is None
+        assert lab.pool.tunnels() == [tunnel]
+        other, _ = await lab.open()
+        assert other is not tunnel
+        assert not tunnel.closed
+        old.append(other)
+        lab.pool.leave_old()
+        assert len(lab.pool) == 0
+        end(tunnel, stream)
+        await lab.peers[0].server_owner.until("on_closed")

@@ -231,3 +231,20 @@ async def test_what_is_said_to_a_reactor_that_has_ended_is_not_heard(two) -> Non
     reactor.forget(ours)
     assert len(reactor) == 0
     close(two)
+
+
+async def test_what_is_to_be_done_soon_happens_in_the_next_turn_and_may_fail(two) -> None:
+    async with a_reactor() as reactor:
+        heard = Heard()
+        await trio.testing.wait_all_tasks_blocked()
+
+        def fails() -> None:
+            reactor.soon(lambda: heard.note("later"))
+            raise RuntimeError("a bug")
+
+        reactor.soon(fails)
+        reactor.soon(lambda: heard.note("sooner"))
+        assert heard.calls == []
+        await heard.until("later")
+        assert [name for name, _ in heard.calls] == ["sooner", "later"]
+    close(two)

@@ -227,6 +227,16 @@ async def test_a_cut_is_an_abort_for_both_applications_and_names_its_reason() ->
         assert str(told) == "peer reset the stream (code 8)"
 
 
+async def test_a_reset_without_an_error_is_an_end_in_good_order() -> None:
+    async with joined() as both:
+        tunnel, served = both.tunnels.server, both.server._stream  # type: ignore[attr-defined]
+        tunnel.core.queue_data(served, b"all that there is")
+        tunnel.core.reset(served, 0)  # RFC 9113 s8.1: answered, and the rest is not wanted
+        tunnel.flush_later()
+        assert await read_to_end(both.client_app) == b"all that there is"
+        assert await both.client_ended.until("ended") == (None,)
+
+
 async def test_a_lost_tunnel_is_an_abort_for_the_application() -> None:
     async with joined() as both:
         both.tunnels.server.close()  # type: ignore[attr-defined]

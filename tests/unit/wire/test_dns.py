@@ -167,8 +167,11 @@ def test_many_records_in_a_query_are_malformed() -> None:
 
 def test_other_records_in_a_query_are_passed_over() -> None:
     message = a_message(use_edns=0)
-    message.authority.append(dns.rrset.from_text("example.org.", 1, "IN", "A", "192.0.2.1"))
-    query = wire.parse_query(message.to_wire())
+    for name in (f"{NAME}.", f"x.{NAME}.", "example.org."):
+        message.authority.append(dns.rrset.from_text(name, 1, "IN", "A", "192.0.2.1"))
+    data = message.to_wire()
+    assert data.count(b"\xc0\x0c") == 2
+    query = wire.parse_query(data)
     assert isinstance(query, Query)
     assert query.opt is not None
 
@@ -317,7 +320,7 @@ QUESTION = b"\4Cart\0\0\x41\0\1"
         pytest.param(an_answer()[:11], False, id="no header"),
     ],
 )
-def test_what_answers_a_question(data: bytes, expected: bool) -> None:  # noqa: FBT001
+def test_what_answers_a_question(data: bytes, expected: bool) -> None:
     assert wire.is_answer(data, 7, QUESTION) is expected
 
 

@@ -92,7 +92,7 @@ def test_without_arguments_there_is_no_pod() -> None:
 @pytest.mark.parametrize(
     ("text", "allowed"), [("1", True), ("true", True), ("TRUE", True), ("0", False)]
 )
-def test_a_runtime_may_say_that_the_namespace_is_its_own(text: str, allowed: bool) -> None:
+def test_a_runtime_may_say_that_the_namespace_is_its_own(text: str, *, allowed: bool) -> None:
     assert parse_environment({**ADD, "CNI_NETNS_OVERRIDE": text}).same_netns_allowed is allowed
 
 

@@ -21,10 +21,13 @@ def a_config(**keys: object) -> bytes:
 
 
 def refusal(raw: bytes) -> PluginError:
-    with pytest.raises(PluginError) as caught:
+    def parse_all() -> None:
         conf = parse_netconf(raw)
         parse_enrolment(conf)
         parse_previous(conf)
+
+    with pytest.raises(PluginError) as caught:
+        parse_all()
     return caught.value
 
 
