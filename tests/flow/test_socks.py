@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.support.flow import Pair, a_pair, address_of, connect
+from tests.support.flow import Pair, a_pair, address_of, connect, loopback_address
 from tests.support.peers import echo, read_exactly, read_to_end
+from ztunnel.model.network import Endpoint
 from ztunnel.proxy import socks
 
 GREETING = b"\x05\x01\x00"
@@ -48,7 +49,8 @@ async def test_a_pod_is_reached_by_its_address_through_a_tunnel() -> None:
 
 
 async def test_a_service_is_reached_by_its_name() -> None:
-    async with a_pair(socks5_enabled=True) as pair:
+    names = {"dns_enabled": True, "dns_addresses": (Endpoint.parse(f"{loopback_address()}:0"),)}
+    async with a_pair(socks5_enabled=True, **names) as pair:
         pair.serve(echo)
         async with await greeted(pair) as stream:
             await stream.send_all(to_name("cart.shop.svc.cluster.local", pair.vip[1]))

@@ -16,6 +16,7 @@ from tests.support.ca import RunningCa, a_running_ca
 from tests.support.certs import AUTHORITY, an_authority
 from tests.support.mesh import a_pod, running_mesh
 from ztunnel.devmesh.ca_server import CaFault
+from ztunnel.devmesh.forward import forward
 from ztunnel.devmesh.mesh import DevMesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -78,26 +79,6 @@ class Scene:
         return [line for proxy in proxies for line in proxy.lines.all if FAILED.search(line)]
 
 
-async def forward(running: RunningCa, listener: trio.SocketListener) -> None:
-    """Carry a port inside the cluster to the CA outside of it."""
-
-    async def join(one: trio.SocketStream) -> None:
-        other = await trio.open_tcp_stream("127.0.0.1", running.port)
-        async with one, other, trio.open_nursery() as nursery:
-            nursery.start_soon(pour, one, other, nursery)
-            nursery.start_soon(pour, other, one, nursery)
-
-    async def pour(a: trio.SocketStream, b: trio.SocketStream, nursery: trio.Nursery) -> None:
-        try:
-            async for chunk in a:
-                await b.send_all(chunk)
-        except trio.BrokenResourceError:
-            pass  # the other end left: so do we
-        nursery.cancel_scope.cancel()
-
-    await trio.serve_listeners(join, [listener])
-
-
 @asynccontextmanager
 async def a_scene(folder: Path) -> AsyncIterator[Scene]:
     (folder / "root.pem").write_bytes(AUTHORITY.roots_pem)
@@ -122,7 +103,7 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
         trio.open_nursery() as nursery,
     ):
         host = mesh.cluster.add_outside("ca", CA_HOST)
-        nursery.start_soon(forward, running, await mesh.listen(host, CA_PORT))
+        await nursery.start(forward, await mesh.listen(host, CA_PORT), running.port)
         await nursery.start(peers.serve, peers.echo, await mesh.listen(mesh.pods["server"], APP))
         scene = Scene(mesh, running)
         await scene.renewals(3)
@@ -139,7 +120,7 @@ async def test_short_lives_and_a_ca_that_is_down_for_most_of_one_cost_no_call(
         async with scene.steady_calls():
             await trio.sleep(0.9 * LIFETIME_SECONDS)
             ca.fault = CaFault.NONE
-            await scene.renewals(9)
+            await scene.renewals(6)
     assert scene.calls > 50
     assert {call.cluster_id for call in ca.calls} == {"demo"}
 

@@ -162,7 +162,7 @@ async def a_mesh(
     pipeline = Pipeline(writer=lines)
     pipeline.set_up("debug", json=False)
     usual_writer, PIPELINE.writer = PIPELINE.writer, lines
-    config = replace(config or Config(original_source=False), **config_fields)
+    config = replace(config or Config(original_source=False, dns_enabled=False), **config_fields)
     authority = DevelopmentCa.create()
     certificates = CertificateManager(
         issuer or DevelopmentIssuer(authority), clock=wall_clock, random=random.Random(1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -109,7 +109,7 @@ class ControlPlane:
         self._authority = authority
         self._names = tuple(names)
         self._token = token
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._snapshot = Snapshot()
         self._withheld: Snapshot | None = None
         self._is_stale = False
@@ -122,11 +122,16 @@ class ControlPlane:
         """How many clients are connected now."""
         return len(self._inboxes)
 
+    def wait_for(self, is_so: Callable[[], bool], *, seconds: float) -> bool:
+        """Block until `is_so` about counts or streams; False if it was not in time."""
+        with self._lock:
+            return self._lock.wait_for(is_so, seconds)
+
     def start(self, address: str = "127.0.0.1:0") -> int:
         """Listen and return the port. After `stop` it may be started again."""
         self._stopping.clear()
         credentials = grpc.ssl_server_credentials(
-            [_server_certificate(self._authority, self._names)]
+            [server_certificate(self._authority, self._names)]
         )
         self._server = grpc.server(ThreadPoolExecutor(STREAMS_MAX), options=_OPTIONS)
         self._server.add_generic_rpc_handlers(
@@ -194,6 +199,7 @@ class ControlPlane:
         with self._lock:
             self._inboxes.add(inbox)
             self.counts.streams += 1
+            self._lock.notify_all()
         try:
             while not self._stopping.is_set():
                 match inbox.get():
@@ -215,6 +221,7 @@ class ControlPlane:
         finally:
             with self._lock:
                 self._inboxes.discard(inbox)
+                self._lock.notify_all()
 
     def _answer(
         self, stream: ServerStream, request: bytes, context: grpc.ServicerContext
@@ -227,6 +234,7 @@ class ControlPlane:
         with self._lock:
             self.counts.acks += stream.acks - acks
             self.counts.refusals.extend(stream.refusals[refusals:])
+            self._lock.notify_all()
         for refusal in stream.refusals[refusals:]:
             log.warning("client refused", node=stream.node_id, error=refusal)
         return answers
@@ -288,7 +296,7 @@ def _handler(path: str, method: grpc.RpcMethodHandler[bytes, bytes]) -> grpc.Gen
     return grpc.method_handlers_generic_handler(service, {name: method})
 
 
-def _server_certificate(authority: DevelopmentCa, names: Iterable[str]) -> tuple[bytes, bytes]:
+def server_certificate(authority: DevelopmentCa, names: Iterable[str]) -> tuple[bytes, bytes]:
     """Return (key, chain) of a certificate for these host names and addresses."""
     key = ec.generate_private_key(ec.SECP256R1())
     start = datetime.fromtimestamp(authority.clock() - BACKDATED_SECONDS, UTC)

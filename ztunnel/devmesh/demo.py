@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import dns.message
+import dns.rdatatype
 import trio
 
 from ztunnel.devmesh.mesh import DevMesh
@@ -24,6 +27,9 @@ APP_PORT = 8080
 VIP_PORT = 80
 ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 2.0
+NO_RESOLVER = "10.96.0.53"
+DNS_PORT = 53
+DNS_BYTES = 4096
 OUTSIDE_IP = "203.0.113.10"
 LEGACY_IP = "10.244.1.200"
 BALANCED_CALLS = 16
@@ -141,6 +147,7 @@ class Tour:
             "web calls cart-b over IPv6, other node",
             self.address("cart-b", 6), APP_PORT, ("cart-b",), "node-b",
         )  # fmt: skip
+        await self.named()
         await self.balanced()
         await self.wire()
         await self.source_address()
@@ -150,6 +157,21 @@ class Tour:
         await self.strict()
         await self.passed_through()
         await self.show_logs()
+
+    async def named(self) -> None:
+        """Ask for the service's name: the proxy answers within the pod, whomever the pod asked."""
+        service = next(iter(self.mesh.config.services))
+        query = dns.message.make_query(service.hostname, dns.rdatatype.A)
+        web = self.mesh.pods["web"]
+        sock = web.netns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        answer = "no answer"
+        with trio.socket.from_stdlib_socket(sock) as asking, trio.move_on_after(ANSWER_SECONDS):
+            await asking.sendto(query.to_wire(), (NO_RESOLVER, DNS_PORT))
+            reply = dns.message.from_wire((await asking.recvfrom(DNS_BYTES))[0])
+            answer = ", ".join(str(record) for record in reply.answer)
+        held = str(self.vip(4)) in answer
+        why = f"{answer} (nobody listens at {NO_RESOLVER}, the resolver it asked)"
+        self.report(f"web looks up {service.hostname}", Outcome(held, why))
 
     async def balanced(self) -> None:
         """Call the service often: both of its pods answer, near and far."""

@@ -61,7 +61,7 @@ class DevMesh:
             ZtunnelError: the kernel or the proxy refused.
         """
         pod = self.pods[workload.name]
-        await trio.to_thread.run_sync(apply_redirect, pod.netns, plan or RedirectPlan())
+        await trio.to_thread.run_sync(apply_redirect, pod.netns, plan or RedirectPlan(dns=True))
         info = PodInfo(workload.name, workload.namespace, workload.service_account)
         await self.agents[pod.node.name].add(pod_uid(workload), info, pod.netns)
 

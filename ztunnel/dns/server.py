@@ -267,8 +267,6 @@ class DnsServer:
                 servers = self._servers(original_destination(sock), local)
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
                 await StreamQueries(stream, self.resolver, servers).serve()
-        except* OSError as group:
-            log.debug("DNS connection failed", error=str(group.exceptions[0]))
         except* Exception:
             self._metrics.bugs.count(COMPONENT).add(1)
             log.exception("DNS query failed unexpectedly")

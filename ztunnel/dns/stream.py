@@ -22,7 +22,7 @@ log = get("dns")
 
 IDLE_SECONDS = 5.0
 SEND_SECONDS = 5.0
-QUERIES_MAX = 32  # at once on one connection; then we stop reading until one is answered
+QUERIES_MAX = 100  # at once on one connection; then we stop reading until one is answered
 CHUNK_BYTES = 16384
 
 

@@ -95,6 +95,7 @@ class InboundStream(Connection):
 
     def serve(self) -> None:
         """Begin; returns at once."""
+        self.context.live.inbound[self] = None
         try:
             authority = self._request.authority()
             self.record.hbone_target = authority
@@ -164,7 +165,6 @@ class InboundStream(Connection):
             request=self._request,
         )
         self.opened(node.metrics.traffic.traffic(labels))
-        self.context.live.inbound[self] = None
         self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.

@@ -79,6 +79,7 @@ class OutboundConnection(Connection):
 
     def serve(self) -> None:
         """Begin; returns at once."""
+        self.context.live.outbound[self] = None
         try:
             self.context.sockets.tune(self._sock)
             self.go_to(original_destination(self._sock))
@@ -145,7 +146,6 @@ class OutboundConnection(Connection):
 
     def _go(self, workload: Workload, hop: Hop, permit: Permit) -> None:
         self._point_to(workload, hop)
-        self.context.live.outbound[self] = None
         if hop.protocol is not HopProtocol.DOUBLE_HBONE:
             self._open_books()
         if hop.protocol is HopProtocol.TCP:

@@ -61,6 +61,7 @@ class PlaintextConnection(Connection):
 
     def serve(self) -> None:
         """Begin; returns at once."""
+        self.context.live.inbound[self] = None
         try:
             self.context.sockets.tune(self._sock)
             original = self._original = original_destination(self._sock)
@@ -116,7 +117,6 @@ class PlaintextConnection(Connection):
             request=None,
         )
         self.opened(node.metrics.traffic.traffic(labels))
-        self.context.live.inbound[self] = None
         self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.

@@ -22,6 +22,7 @@ from ztunnel.transport.resolver import resolve
 from ztunnel.wire.socks5 import MESSAGE_BYTES_MAX, Reply, Socks5Server, reply
 
 if TYPE_CHECKING:
+    from ztunnel.dns.server import DnsServer
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.pool import Pool
     from ztunnel.transport.sockets import Socket
@@ -32,14 +33,24 @@ HANDSHAKE_SECONDS = 10.0  # the reference waits for ever
 class SocksConnection(OutboundConnection):
     """One connection of a program that speaks SOCKS5 to us."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_asked", "_dns")
 
-    def __init__(self, context: ProxyContext, pool: Pool, sock: Socket, source: Endpoint) -> None:
+    def __init__(
+        self,
+        context: ProxyContext,
+        pool: Pool,
+        sock: Socket,
+        source: Endpoint,
+        *,
+        dns: DnsServer | None,
+    ) -> None:
         super().__init__(context, pool, sock, source)
         self._asked = False
+        self._dns = dns  # knows the names of the mesh; None if the DNS proxy is off
 
     def serve(self) -> None:
         """Begin; returns at once."""
+        self.context.live.outbound[self] = None
         self.wait_for(self._converse)
 
     def greet(self) -> None:
@@ -87,7 +98,7 @@ class SocksConnection(OutboundConnection):
         return data
 
     async def _endpoint(self, target: Endpoint | HostPort) -> Endpoint:
-        """Find the address of a name: a service's VIP, else what the resolver says.
+        """Find the address of a name: what the mesh says, else what the resolver says.
 
         Raises:
             RouteError: there is none.
@@ -95,12 +106,10 @@ class SocksConnection(OutboundConnection):
         if isinstance(target, Endpoint):
             await trio.lowlevel.checkpoint()
             return target
-        services = self.context.node.store.services
-        service = services.by_hostname(target.host, self.context.info.namespace)
-        if service is not None and service.vips:
-            await trio.lowlevel.checkpoint()
-            return Endpoint(service.vips[0].ip, target.port)
-        found = await resolve(target.host, ipv6=self.context.node.config.ipv6_enabled)
+        found = None if self._dns is None else self._dns.resolver.local_addresses(target.host)
+        if not found:
+            found = await resolve(target.host, ipv6=self.context.node.config.ipv6_enabled)
+        await trio.lowlevel.checkpoint()
         if not found:
             raise RouteError(f"dns lookup: no address for {target.host}")
         same = [ip for ip in found if ip.version == self.source.ip.version]

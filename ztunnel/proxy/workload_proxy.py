@@ -16,6 +16,7 @@ from ztunnel.decide.classify import (
     OUTBOUND_PORT,
     SOCKS5_PORT,
 )
+from ztunnel.dns.server import DnsServer, DnsSettings
 from ztunnel.errors import DrainError, LimitError, RevokedError, ZtunnelError
 from ztunnel.linux.sockopt import is_transparent, reset_on_close
 from ztunnel.proxy.certificates import (
@@ -68,11 +69,12 @@ class Doors:
     plaintext: int | None = INBOUND_PLAINTEXT_PORT
     hbone: int | None = INBOUND_HBONE_PORT
     socks: int | None = SOCKS5_PORT
+    dns: bool = True
     spoof: bool = True  # keep the caller's address towards the application, where that works
 
 
 DOORS = Doors()
-OWN_DOORS = Doors(outbound=None, plaintext=None, socks=None, spoof=False)
+OWN_DOORS = Doors(outbound=None, plaintext=None, socks=None, dns=False, spoof=False)
 """In front of the node proxy's own endpoints: tunnels only (dataplane.md 3.11)."""
 
 
@@ -96,6 +98,7 @@ class WorkloadProxy:
         self._warden = TunnelWarden(node, (self.pool, self._socks_pool), self.tunnels)
         self._supervisor = Supervisor(self.context)
         self._listeners: list[Listener] = []
+        self.dns: DnsServer | None = None  # made by `start`, where it is wanted
 
     @property
     def addresses(self) -> dict[str, Endpoint]:
@@ -108,19 +111,17 @@ class WorkloadProxy:
         Raises:
             ConfigError: a port is taken or may not be used; nothing is left bound.
         """
-        wanted: list[tuple[int | None, str, str, Accept]] = [
-            (doors.outbound, doors.host, "outbound", self._accept_outbound),
-            (doors.plaintext, doors.host, "inbound plaintext", self._accept_plaintext),
-            (doors.hbone, doors.host, "inbound", self.tunnels.serve),
-        ]
-        if self._node.config.socks5_enabled:
-            wanted.append((doors.socks, doors.host or LOOPBACK, "socks5", self._accept_socks))
+        config = self._node.config
         with contextlib.ExitStack() as undo:
+            if config.dns_enabled and doors.dns:
+                self.dns = self._make_dns()
+                self.dns.start()
+                undo.callback(self.dns.close)
             bound = []
-            for port, host, component, accept in wanted:
+            for port, host, component, accept in self._wanted(doors):
                 if port is None:
                     continue
-                transparent = self._node.config.original_source if doors.spoof else False
+                transparent = config.original_source if doors.spoof else False
                 sock = self.context.sockets.listen(port, transparent=transparent, host=host)
                 undo.callback(sock.close)
                 bound.append((sock, component, accept))
@@ -136,6 +137,32 @@ class WorkloadProxy:
                 transparent=self.context.original_source,
             )
 
+    def _wanted(self, doors: Doors) -> list[tuple[int | None, str, str, Accept]]:
+        """List the doors that the operator wants: port, host, component, who takes what comes."""
+        if not self._node.config.proxy_enabled:
+            return []
+        wanted: list[tuple[int | None, str, str, Accept]] = [
+            (doors.outbound, doors.host, "outbound", self._accept_outbound),
+            (doors.plaintext, doors.host, "inbound plaintext", self._accept_plaintext),
+            (doors.hbone, doors.host, "inbound", self.tunnels.serve),
+        ]
+        if self._node.config.socks5_enabled:
+            wanted.append((doors.socks, doors.host or LOOPBACK, "socks5", self._accept_socks))
+        return wanted
+
+    def _make_dns(self) -> DnsServer:
+        node = self._node
+        return DnsServer(
+            self.context,
+            self.context.info.namespace,
+            sockets=self.context.sockets,
+            reactor=node.reactor,
+            store=node.store,
+            metrics=node.metrics,
+            settings=DnsSettings.of(node.config),
+            rng=node.rng,
+        )
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or drained; then every connection has ended."""
         try:
@@ -145,6 +172,8 @@ class WorkloadProxy:
                     nursery.start_soon(self._early.pop())
                 nursery.start_soon(self._supervisor.run)
                 nursery.start_soon(self._warden.run)
+                if self.dns is not None:
+                    nursery.start_soon(self.dns.run)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -156,6 +185,12 @@ class WorkloadProxy:
 
         The caller cancels `run` afterwards, which cuts what is left.
         """
+        async with trio.open_nursery() as nursery:
+            if self.dns is not None:
+                nursery.start_soon(self.dns.drain, seconds)
+            await self._drain_connections(seconds)
+
+    async def _drain_connections(self, seconds: float) -> None:
         self._close_listeners()
         self.tunnels.drain()
         stagger = min(STAGGER_SECONDS_MOST, seconds * STAGGER_SHARE)
@@ -190,7 +225,7 @@ class WorkloadProxy:
     def _accept_socks(self, sock: Socket, source: Endpoint) -> None:
         if self._has_place(sock, source, Direction.OUTBOUND):
             self._node.metrics.sockets_open(Reporter.SOURCE).add(1)
-            SocksConnection(self.context, self._socks_pool, sock, source).serve()
+            SocksConnection(self.context, self._socks_pool, sock, source, dns=self.dns).serve()
 
     def _has_place(self, sock: Socket, source: Endpoint, direction: Direction) -> bool:
         places = self.context.connections

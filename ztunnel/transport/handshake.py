@@ -14,19 +14,25 @@ from ztunnel.tls.handshake import Handshake
 from ztunnel.transport.conversation import receive, send
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from ztunnel.tls.context import TlsContext
     from ztunnel.tls.handshake import Established
 
 READ_BYTES = 16 * 1024
 
 
-async def secure(sock: socket.socket, context: TlsContext, *, server_side: bool) -> Established:
+async def secure(
+    sock: socket.socket, context: TlsContext, *, server_side: bool, resume: Hashable = None
+) -> Established:
     """Shake hands on a connected socket, which stays the caller's to close.
+
+    `resume` names the peer whose last session may be resumed, if the context keeps any.
 
     Raises:
         TlsError: the handshake failed or the peer left in the middle; an alert has been sent.
     """
-    handshake = Handshake(context, server_side=server_side)
+    handshake = Handshake(context, server_side=server_side, resume=resume)
     data = b""
     try:
         while True:

@@ -72,7 +72,9 @@ async def raise_tunnel(
         TlsError: the handshake failed, or somebody else answered (`PeerIdentityError`).
     """
     try:
-        established = await secure(sock, context, server_side=False)
+        remote = _endpoint(sock.getpeername())
+        resume = None if remote is INNER else (tuple(expected), remote)
+        established = await secure(sock, context, server_side=False, resume=resume)
         try:
             peer = verify_server(established.peer, expected)
         except PeerIdentityError as error:
@@ -82,7 +84,7 @@ async def raise_tunnel(
             raise
         facts = TunnelFacts(
             local=_endpoint(sock.getsockname()),
-            remote=_endpoint(sock.getpeername()),
+            remote=remote,
             peer=peer,
             peer_not_after=established.peer.not_after,
             certificate=context.certificate,

@@ -67,6 +67,8 @@ def decode_response(data: bytes) -> tuple[bytes, bytes]:
         chain = pb.IstioCertificateResponse.FromString(data).cert_chain
     except DecodeError as exc:
         raise IdentityError(f"malformed answer of the CA: {exc}") from exc
+    if not chain:
+        raise IdentityError("chain returned from CA is empty: there is no root")
     if len(chain) < CHAIN_MIN:
         raise IdentityError(f"the CA sent {len(chain)} certificates: there is no root")
     parts = [part.encode().strip() + b"\n" for part in chain]

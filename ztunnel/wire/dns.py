@@ -32,6 +32,7 @@ _QR, _AA, _TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
 _OPCODE = 0x7800
 _RCODE = 0x000F
 _DNSSEC_OK = 0x8000
+_LABEL_MAX, _POINTER_LABEL = 63, 0xC0
 
 _TYPE_NAMES = {int(kind): kind.name.lower() for kind in dns.rdatatype.RdataType}
 UNKNOWN_TYPE = "unknown"
@@ -150,15 +151,8 @@ def parse_query(data: bytes) -> Query | Refused | None:
 
 
 def _question(parser: dns.wire.Parser) -> tuple[dns.name.Name, int, int]:
-    """Read the question.
-
-    Raises:
-        ValueError: the name is compressed; there is nothing before it but the header.
-    """
-    start = parser.current
-    name = parser.get_name()
-    if len(name.to_wire() or b"") != parser.current - start:
-        raise ValueError("a compressed name in the question")
+    """Read the question; nothing is before it that its name could be compressed with."""
+    name = dns.name.from_wire_parser(parser, decompress=False)
     rtype, rclass = parser.get_struct("!HH")
     return name, rtype, rclass
 
@@ -167,19 +161,36 @@ def _opt(parser: dns.wire.Parser, records: int) -> Opt | None:
     """Find OPT among the records.
 
     Raises:
-        ValueError: there are two.
+        ValueError: there are two, or a name is none.
     """
     found: Opt | None = None
     for _ in range(records):
-        name = parser.get_name()
+        is_root = _skip_name(parser)
         rtype, rclass, ttl, length = parser.get_struct("!HHIH")
         parser.get_bytes(length)
         if rtype != RecordType.OPT:
             continue
-        if found is not None or name != dns.name.root:
+        if found is not None or not is_root:
             raise ValueError("OPT twice, or with a name")
         found = Opt(rclass, ttl >> 16 & 0xFF, bool(ttl & _DNSSEC_OK))
     return found
+
+
+def _skip_name(parser: dns.wire.Parser) -> bool:
+    """Pass over the name of a record, compressed or not; tell whether it is the root.
+
+    Raises:
+        ValueError: a label is of a type that nobody defined.
+    """
+    start = parser.current
+    while length := parser.get_uint8():
+        if length >= _POINTER_LABEL:
+            parser.get_uint8()
+            break
+        if length > _LABEL_MAX:
+            raise ValueError("an unknown type of label")
+        parser.get_bytes(length)
+    return parser.current == start + 1
 
 
 def _refused(data: bytes, message_id: int, flags: int, rcode: Rcode) -> Refused:

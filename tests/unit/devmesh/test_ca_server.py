@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 from cryptography import x509
@@ -11,6 +13,7 @@ from tests.support.certs import (
     a_client_context,
     a_name,
     a_server_context,
+    an_authority,
     an_established_pair,
 )
 from ztunnel.devmesh.ca_server import CaFault, MeshCa, serving_ca
@@ -115,3 +118,23 @@ def test_names_of_hosts_stand_beside_no_spiffe_name() -> None:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["ca.example"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["::1"]
+
+
+async def test_token_and_root_are_read_anew_for_each_call(tmp_path: Path) -> None:
+    root, token = tmp_path / "root.pem", tmp_path / "token"
+    root.write_bytes(an_authority().roots_pem)
+    token.write_text("old\n")
+    async with a_running_ca(token="new") as running:
+        sources = {
+            "root": Source(SourceKind.FILE, str(root)),
+            "token": Source(SourceKind.FILE, str(token)),
+        }
+        client = running.client(**sources)
+        with pytest.raises(IdentityError, match="UNAVAILABLE"):
+            await client.issue(a_name())
+        root.write_bytes(AUTHORITY.roots_pem)
+        with pytest.raises(IdentityError, match="UNAUTHENTICATED"):
+            await client.issue(a_name())
+        token.write_text("new\n")
+        assert (await client.issue(a_name())).identity == a_name()
+        assert [call.token for call in running.ca.calls] == ["old", "new"]

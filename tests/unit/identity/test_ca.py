@@ -106,7 +106,7 @@ def a_leaf(*uris: str, own_key: bool = True, authority: DevelopmentCa = AUTHORIT
 @pytest.mark.parametrize(
     ("chain", "text"),
     [
-        pytest.param([], "no root", id="nothing"),
+        pytest.param([], "chain returned from CA is empty", id="nothing"),
         pytest.param(signed_by()[:1], "no root", id="a leaf alone"),
         pytest.param([b"nonsense", AUTHORITY.roots_pem], "unreadable", id="no leaf"),
         pytest.param([signed_by()[0], b"nonsense"], "none of its roots", id="no readable root"),

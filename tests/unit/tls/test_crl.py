@@ -201,6 +201,7 @@ def test_a_damaged_list_revokes_nothing(at: int, junk: bytes) -> None:
 
 VICTIM = a_certificate()
 LINKS = links_of(VICTIM)
+CHAIN = chain_of(VICTIM)
 DER = x509.load_pem_x509_crl(AUTHORITY.revoke(VICTIM.serial)).public_bytes(Encoding.DER)
 
 
@@ -265,3 +266,13 @@ def test_an_issuer_whose_key_cannot_be_read_revokes_nothing() -> None:
 def test_a_chain_that_cannot_be_read_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="unreadable certificate"):
         Revocations().links([b"nonsense", b"nonsense"])
+
+
+@given(chain=st.lists(st.binary(max_size=60) | st.just(CHAIN[0]) | st.just(CHAIN[1]), max_size=5))
+def test_arbitrary_chains_raise_only_value_errors(chain: list[bytes]) -> None:
+    try:
+        links = Revocations().links(chain)
+    except ValueError:
+        return
+    assert len(links) == max(0, len(chain) - 1)
+    assert [link.is_leaf for link in links] == [True, False, False, False, False][: len(links)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -382,3 +383,49 @@ def test_a_server_below_a_revoked_authority_is_refused() -> None:
     shake_hands(client, Handshake(a_server_context(made), server_side=True))
     with pytest.raises(RevokedError, match="revoked by CRL"):
         client.finish()
+
+
+def test_the_name_of_the_host_a_client_asks_for_is_ignored() -> None:
+    ours = Handshake(a_server_context(), server_side=True)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    oracle = CLIENT.ssl_context.wrap_bio(incoming, outgoing, server_hostname="who.knows.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        oracle.do_handshake()
+    hello = outgoing.read()
+    assert b"who.knows.test" in hello
+    incoming.write(ours.receive(hello))
+    oracle.do_handshake()
+    ours.receive(outgoing.read())
+    assert ours.finish().peer.identities == (a_name("client"),)
+
+
+UPPER = AUTHORITY.subordinate("upper")
+LOWER = UPPER.subordinate("lower")
+ISSUED = a_certificate(a_name("client"), authority=LOWER)
+LEAF_PEM, *UP_PEM = (
+    block + b"-----END CERTIFICATE-----\n"
+    for block in ISSUED.chain_pem.split(b"-----END CERTIFICATE-----\n")
+    if block.strip()
+)
+STRANGERS = [one.chain_pem for one in (a_certificate(), a_certificate(authority=OTHERS))]
+SUBJECTS = [*UP_PEM, *STRANGERS, AUTHORITY.roots_pem, OTHERS.roots_pem]
+
+
+@settings(max_examples=60)
+@given(chain=st.lists(st.sampled_from(SUBJECTS), max_size=6))
+def test_whatever_chain_a_client_shows_it_is_itself_or_refused(chain: list[bytes]) -> None:
+    shown = replace(ISSUED, chain_pem=LEAF_PEM + b"".join(chain))
+    one = Handshake(a_client_context(shown), server_side=False)
+    other = Handshake(a_server_context(revocations=enforced(OTHERS.revoke())), server_side=True)
+    try:
+        shake_hands(one, other)
+        peer = other.finish().peer
+    except TlsError as error:
+        assert not set(UP_PEM) <= set(chain)
+        assert str(error).startswith("tls handshake error: certificate verify")  # noqa: PT017
+    else:
+        assert peer.identities == (a_name("client"),)
+        assert [link.serial for link in peer.links][1:] == [
+            LOWER.signer.serial_number,
+            UPPER.signer.serial_number,
+        ]

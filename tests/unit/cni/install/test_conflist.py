@@ -141,9 +141,15 @@ def test_a_wrapped_plugin_without_name_gets_the_reference_s() -> None:
 
 @given(st.text())
 def test_what_is_no_chain_is_refused(text: str) -> None:
-    for use in (remove, plugins_of, wrap):
+    for use in (remove, plugins_of):
         with pytest.raises(ConflistError):
             use(text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"type": "ptp"', '{"type": NaN}'])
+def test_what_is_no_plugin_cannot_be_wrapped(text: str) -> None:
+    with pytest.raises(ConflistError):
+        wrap(text)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"plugins": 7}'])
