@@ -17,7 +17,8 @@ from ztunnel.transport.dial import Dial
 from ztunnel.transport.handshake import secure
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.sockets import SocketFactory
-from ztunnel.transport.tunnel import Tunnel, TunnelFacts
+from ztunnel.transport.facts import TunnelFacts
+from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 from ztunnel.wire.headers import AUTHORITY, first_value
 

@@ -21,7 +21,7 @@ from ztunnel.telemetry.metrics import Metrics
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE
 from ztunnel.xds import backoff
-from ztunnel.xds.client import run_xds
+from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Answer, Demand
 
 AUTHORITY = DevelopmentCa.create()
@@ -83,16 +83,14 @@ async def a_node(*, on_demand: bool = False) -> AsyncIterator[Node]:
     try:
         with trio.fail_after(SECONDS):
             async with trio.open_nursery() as nursery:
-                await nursery.start(
-                    partial(
-                        run_xds,
-                        node.config,
-                        node.store,
-                        metrics=node.metrics,
-                        rng=Random(1),
-                        demand=node.demand,
-                    )
+                client = xds_client(
+                    node.config,
+                    node.store,
+                    metrics=node.metrics,
+                    rng=Random(1),
+                    demand=node.demand,
                 )
+                await nursery.start(client.run)
                 yield node
                 nursery.cancel_scope.cancel()
     finally:
@@ -147,7 +145,7 @@ async def test_a_bad_resource_is_refused_by_name_and_the_rest_goes_on() -> None:
         bad = pb.DeltaDiscoveryResponse(type_url=ADDRESS_TYPE, nonce="x")
         resource = bad.resources.add(name="lab//Pod/shop/cart-0", version="worse")
         resource.resource.type_url = ADDRESS_TYPE
-        resource.resource.value = b"\x0a\x0a\xa2\x01\x01u\x1a\x03abc"
+        resource.resource.value = b"\x0a\x09\xa2\x01\x01u\x1a\x03abc"
         node.plane.send_raw(bad.SerializeToString())
         await node.until_counted(lambda: bool(node.plane.counts.refusals))
         assert node.plane.counts.refusals == [

@@ -25,6 +25,7 @@ WEB, CART, HOP = "10.244.1.10", "10.244.2.10", "10.244.3.10"
 ECHO, SINK, SOURCE, NOBODY = 8080, 8081, 8082, 8090
 APPLICATIONS = {ECHO: peers.echo, SINK: peers.sink, SOURCE: peers.source}
 HOP_ID = "spiffe://cluster.local/ns/shop/sa/hop"
+DOWNLOAD_BYTES = 262_144
 READY = "Loading success"
 CONFIG = """
 global
@@ -67,6 +68,14 @@ async def running_haproxy(mesh: DevMesh, folder: Path) -> AsyncIterator[Program]
         yield haproxy
 
 
+async def download_and_leave(connect: peers.Connect) -> None:
+    """Take all that is asked for, and its end, which comes first."""
+    async with await connect() as stream:
+        await stream.send_all(peers.SOURCE_REQUEST.pack(DOWNLOAD_BYTES))
+        received = await peers.read_to_end(stream)
+        assert received == peers.random_bytes(DOWNLOAD_BYTES, seed=DOWNLOAD_BYTES)
+
+
 async def test_our_client_and_our_server_meet_through_haproxy(tmp_path: Path) -> None:
     async with running_mesh(tmp_path, pods()) as mesh, trio.open_nursery() as nursery:
         for port, application in APPLICATIONS.items():
@@ -80,7 +89,7 @@ async def test_our_client_and_our_server_meet_through_haproxy(tmp_path: Path) ->
                 async with trio.open_nursery() as calls:
                     calls.start_soon(partial(peers.echo_and_check, echo, streams=14, size=100_000))
                     calls.start_soon(peers.upload_and_check, sink)
-                    calls.start_soon(peers.download_and_check, source)
+                    calls.start_soon(download_and_leave, source)
             said = f"request method=CONNECT authority={CART}:{SINK} status=200"
             await haproxy.lines.wait_for(said)
         line = await mesh.proxies["node-a"].lines.wait_for("connection complete", f"{CART}:{SINK}")
@@ -91,7 +100,9 @@ async def test_our_client_and_our_server_meet_through_haproxy(tmp_path: Path) ->
         assert f'src.identity="{HOP_ID}"' in line
         assert "bytes_sent=32 bytes_recv=262144" in line
         everything = [line for proxy in mesh.proxies.values() for line in proxy.lines.all]
-        assert not [line for line in everything if "error=" in line]
+        failed = [line for line in everything if "error=" in line]
+        # Once the server has ended, HAProxy may cut what is left of the stream on either leg.
+        assert all(f"{CART}:{SOURCE}" in line for line in failed), failed
         nursery.cancel_scope.cancel()
 
 

@@ -32,7 +32,8 @@ from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.verify import verify_client
 from ztunnel.transport.handshake import secure
-from ztunnel.transport.tunnel import Tunnel, TunnelFacts
+from ztunnel.transport.facts import TunnelFacts
+from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection, HboneLimits
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from ztunnel.errors import PeerIdentityError, PeerTimeoutError, TlsError, Unreac
 from ztunnel.model.network import Endpoint
 from ztunnel.tls.verify import verify_server
 from ztunnel.transport.dial import CONNECT_SECONDS
+from ztunnel.transport.facts import TunnelFacts
 from ztunnel.transport.handshake import connected, secure
-from ztunnel.transport.tunnel import Tunnel, TunnelFacts
+from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ core and leave in one record at the end of the turn, bulk leaves at once behind 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
@@ -20,6 +19,8 @@ from ztunnel.transport.buffers import (
     UNIT_FIRST,
     grown,
 )
+from ztunnel.transport.dispatch import STREAM_EVENTS
+from ztunnel.transport.heartbeat import PING_PAYLOAD, PING_SECONDS, Heartbeat, Pulse
 from ztunnel.transport.outbox import Outbox
 from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
 from ztunnel.wire.hbone import events as happened
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from ztunnel.model.identity import Identity
-    from ztunnel.model.network import Endpoint
-    from ztunnel.tls.certificate import WorkloadCertificate
-    from ztunnel.tls.crl import Link
     from ztunnel.tls.records import RecordLayer
+    from ztunnel.transport.facts import TunnelFacts
     from ztunnel.transport.owners import Resumable, StreamOwner, TunnelOwner
     from ztunnel.transport.reactor import Reactor
     from ztunnel.wire.hbone.connection import HboneConnection
@@ -42,26 +40,7 @@ if TYPE_CHECKING:
 
 READS_PER_TURN = 4  # performance.md 11
 HELD_MOST = 64 * 1024 * 1024  # bytes kept for slow readers of one tunnel: 16 full windows
-PING_SECONDS = 10.0  # dataplane.md 6.5
-PING_TICKS_TO_LIVE = 2  # no sign of life for this many further ticks: 20 s
-PING_PAYLOAD = b"ztunnel\0"
 DRAIN_PONG_SECONDS = 1.0  # how long the peer may take to answer the first of two GOAWAYs
-H2_NO_ERROR = 0
-H2_CANCEL = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelFacts:
-    """What the handshake settled."""
-
-    local: Endpoint
-    remote: Endpoint
-    peer: Identity | None
-    peer_not_after: float  # Unix seconds
-    certificate: WorkloadCertificate  # ours
-    cipher: str
-    version: str
-    peer_links: tuple[Link, ...] = ()  # the peer's chain, for revocation; empty = cannot be judged
 
 
 class Tunnel:
@@ -72,7 +51,7 @@ class Tunnel:
         "_dirty",
         "_drain_told",
         "_draining",
-        "_heard",
+        "_heartbeat",
         "_held",
         "_held_bytes",
         "_hung_up",
@@ -80,7 +59,6 @@ class Tunnel:
         "_owner",
         "_reactor",
         "_records",
-        "_silent_ticks",
         "_unit",
         "_waiting",
         "closed_because",
@@ -114,8 +92,7 @@ class Tunnel:
         self._unit = UNIT_FIRST
         self._hung_up = self._dirty = self._closed = False
         self._draining = self._drain_told = False
-        self._heard = True
-        self._silent_ticks = 0
+        self._heartbeat = Heartbeat()
 
     def start(self, leftover: bytes) -> None:
         """Begin to serve; `leftover` is what came behind the handshake."""
@@ -187,14 +164,8 @@ class Tunnel:
 
     def send_frames(self, size: int) -> None:
         """Seal and send `size` bytes of whole frames that lie in `SEND`, behind what waits."""
-        core = self.core
-        if core.control:
-            control, core.control = core.control, bytearray()
-            before = bytes(self._records.seal_small(control))
-            sealed = self._records.seal_bulk(SEND, SEND_VIEW, size)
-            self._transmit(before, sealed)
-        else:
-            self._transmit(b"", self._records.seal_bulk(SEND, SEND_VIEW, size))
+        before = self._seal_control()
+        self._transmit(before, self._records.seal_bulk(SEND, SEND_VIEW, size))
 
     def released(self) -> None:
         """Note that a stream is done with; closes a draining tunnel after its last one."""
@@ -232,10 +203,8 @@ class Tunnel:
         self._dirty = False
         if self._outbox.blocked or self._closed:
             return
-        core = self.core
-        if core.control:
-            control, core.control = core.control, bytearray()
-            self._transmit(b"", self._records.seal_small(control))
+        if sealed := self._seal_control():
+            self._transmit(b"", sealed)
 
     def fail(self, error: Exception) -> None:
         """End the connection because of a bug of ours."""
@@ -278,9 +247,9 @@ class Tunnel:
                 self.close(PeerError(f"io error: {error.strerror}"))
                 return
             if not size:
-                self._on_eof()
+                self.close(self._end_reason())
                 return
-            self._heard = True
+            self._heartbeat.heard = True
             self._unit = grown(unit, size)
             self._digest(held + size)
             if self._closed or (size < unit and not self._hung_up):
@@ -322,16 +291,18 @@ class Tunnel:
         if broken is not None:
             self.close(broken)
 
-    def _on_eof(self) -> None:
-        # Without close_notify this is a truncation; with streams open they are cut, not finished.
-        self.close(self._end_reason())
-
     def _end_reason(self) -> ZtunnelError | None:
+        # Without close_notify it is a truncation; with streams open they are cut, not finished.
         if self.core.streams:
             return PeerError("peer closed the connection with streams open")
         return None
 
     # Sending.
+
+    def _seal_control(self) -> bytes:
+        """Take and seal what the core has gathered; records leave in the order they are sealed."""
+        control, self.core.control = self.core.control, bytearray()
+        return bytes(self._records.seal_small(control)) if control else b""
 
     def _transmit(self, before: bytes, sealed: bytes | memoryview) -> None:
         try:
@@ -374,23 +345,6 @@ class Tunnel:
 
     # Events of the core.
 
-    def _on_data(self, event: happened.DataReceived) -> None:
-        owner = event.stream.owner
-        if owner is not None:
-            owner.on_data(event)
-
-    def _on_stream_end(self, event: happened.StreamEnded) -> None:
-        if event.stream.owner is not None:
-            event.stream.owner.on_end()
-
-    def _on_stream_reset(self, event: happened.StreamReset) -> None:
-        if event.stream.owner is not None:
-            event.stream.owner.on_reset(event.code)
-
-    def _on_response(self, event: happened.ResponseReceived) -> None:
-        if event.stream.owner is not None:
-            event.stream.owner.on_response(event)
-
     def _on_request(self, event: happened.RequestReceived) -> None:
         self._owner.on_request(self, event)
 
@@ -423,18 +377,14 @@ class Tunnel:
     def _ping_tick(self) -> None:
         if self._closed:
             return
-        if self._heard:
-            self._heard = False
-            self._silent_ticks = 0
-        else:
-            self._silent_ticks += 1
-            if self._silent_ticks > PING_TICKS_TO_LIVE:
-                self.close(PeerError("HBONE ping timeout"))
-                return
-            if self._silent_ticks == 1:
-                self.core.ping(PING_PAYLOAD)
-                self.flush()
-                self._records.park()
+        pulse = self._heartbeat.tick()
+        if pulse is Pulse.GONE:
+            self.close(PeerError("HBONE ping timeout"))
+            return
+        if pulse is Pulse.ASK:
+            self.core.ping(PING_PAYLOAD)
+            self.flush()
+            self._records.park()
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
 
     def _close_drained(self) -> None:
@@ -444,10 +394,7 @@ class Tunnel:
             self.close()
 
     _DISPATCH: ClassVar[dict[type, Callable[[Tunnel, Any], None]]] = {
-        happened.DataReceived: _on_data,
-        happened.StreamEnded: _on_stream_end,
-        happened.StreamReset: _on_stream_reset,
-        happened.ResponseReceived: _on_response,
+        **STREAM_EVENTS,
         happened.RequestReceived: _on_request,
         happened.WindowOpened: _on_window,
         happened.SettingsReceived: _on_settings,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -35,7 +36,7 @@ async def test_connections_are_carried_both_ways_and_to_both_ends() -> None:
             listener, port = await listen()
             await nursery.start(serve, application, listener)
             async with a_forward(port) as here:
-                await check(lambda here=here: trio.open_tcp_stream("127.0.0.1", here))
+                await check(partial(trio.open_tcp_stream, "127.0.0.1", here))
             nursery.cancel_scope.cancel()
 
 

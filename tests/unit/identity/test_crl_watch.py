@@ -96,7 +96,8 @@ async def test_an_invalid_file_leaves_the_lists_in_force(tmp_path: Path) -> None
 async def test_the_exchange_of_a_symbolic_link_is_seen(tmp_path: Path) -> None:
     for version, serial in (("one", 1), ("two", VICTIM.serial)):
         (tmp_path / version).mkdir()
-        (tmp_path / version / "ca.crl").write_bytes(AUTHORITY.revoke(serial))
+        # Of one length: the exchange must be seen all the same.
+        (tmp_path / version / "ca.crl").write_bytes(AUTHORITY.revoke(serial).ljust(4096, b"\n"))
     (tmp_path / "..data").symlink_to("one")
     (tmp_path / "ca.crl").symlink_to("..data/ca.crl")
     async with watching(tmp_path / "ca.crl") as lists:

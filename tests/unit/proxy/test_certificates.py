@@ -27,7 +27,7 @@ from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import Revocations, parse_lists
-from ztunnel.transport.tunnel import TunnelFacts
+from ztunnel.transport.facts import TunnelFacts
 
 PEER, OTHER = a_certificate(a_name("peer")), a_certificate(a_name("other"))
 

@@ -17,10 +17,10 @@ from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, k
 NODE = NodeInfo("ztunnel~192.0.2.1~z.system~system.svc.cluster.local", {"NODE_NAME": "n1"})
 KEY = "shop/cart.shop.svc.cluster.local"
 CART = a_workload("cart-0", services={KEY: {80: 8080}})
-LONER = a_workload("loner", ips=["192.0.2.77"])
+ALONE = a_workload("alone", ips=["192.0.2.77"])
 SERVICE = a_service(vips=["10.0.0.1"])
 POLICY = a_policy()
-MESH = Snapshot([CART, LONER, SERVICE, POLICY])
+MESH = Snapshot([CART, ALONE, SERVICE, POLICY])
 
 
 class Conversation:
@@ -74,7 +74,7 @@ def names(*resources: Resource) -> set[str]:
 
 def test_a_new_client_gets_everything() -> None:
     conversation = a_conversation()
-    assert set(conversation.names) == names(CART, LONER, SERVICE, POLICY)
+    assert set(conversation.names) == names(CART, ALONE, SERVICE, POLICY)
     assert conversation.server.acks == 2
     assert conversation.server.refusals == []
 
@@ -85,7 +85,7 @@ def test_an_empty_mesh_is_answered_too() -> None:
 
 def test_a_client_that_comes_back_gets_what_differs() -> None:
     conversation = a_conversation()
-    changed = a_workload("loner", ips=["192.0.2.78"])
+    changed = a_workload("alone", ips=["192.0.2.78"])
     conversation.snapshot = Snapshot([CART, changed, POLICY])
     conversation.connect()
     # Policies have no version, so they are sent again.
@@ -96,7 +96,7 @@ def test_a_client_that_comes_back_gets_what_differs() -> None:
 def test_a_changed_service_takes_its_workloads_along_which_are_not_looked_at_again() -> None:
     conversation = a_conversation()
     service = a_service(vips=["10.0.0.2"])
-    snapshot = Snapshot([CART, LONER, service, POLICY])
+    snapshot = Snapshot([CART, ALONE, service, POLICY])
     [response] = conversation.server.push(snapshot)
     sent = [r.name for r in pb.DeltaDiscoveryResponse.FromString(response).resources]
     assert sent == [KEY, key_of(CART)]
@@ -105,15 +105,15 @@ def test_a_changed_service_takes_its_workloads_along_which_are_not_looked_at_aga
 
 
 def test_an_unchanged_mesh_is_not_pushed() -> None:
-    assert a_conversation().server.push(Snapshot([CART, LONER, SERVICE, POLICY])) == []
+    assert a_conversation().server.push(Snapshot([CART, ALONE, SERVICE, POLICY])) == []
 
 
 def test_a_push_of_one_name_looks_at_no_other() -> None:
     conversation = a_conversation()
-    snapshot = MESH.with_one(a_workload("loner", ips=["192.0.2.78"]))
+    snapshot = MESH.with_one(a_workload("alone", ips=["192.0.2.78"]))
     snapshot = snapshot.with_one(a_policy(dry_run=True))
-    conversation.push(snapshot, only=key_of(LONER))
-    assert conversation.names == [key_of(LONER)]
+    conversation.push(snapshot, only=key_of(ALONE))
+    assert conversation.names == [key_of(ALONE)]
     conversation.push(snapshot)
     assert conversation.names == [key_of(POLICY)]
 
@@ -139,26 +139,26 @@ def test_a_vip_brings_the_service_with_its_workloads() -> None:
 
 def test_a_question_also_brings_the_workloads_of_the_node() -> None:
     local = a_workload("local", node="n1")
-    conversation = a_conversation(Snapshot([local, LONER]), wildcard=False)
+    conversation = a_conversation(Snapshot([local, ALONE]), wildcard=False)
     conversation.exchange(conversation.session.ask(["/192.0.2.77"]))
-    assert set(conversation.names) == names(local, LONER)
+    assert set(conversation.names) == names(local, ALONE)
 
 
 def test_what_does_not_exist_is_answered_as_removed_and_sent_once_it_does() -> None:
     conversation = a_conversation(Snapshot(), wildcard=False)
     conversation.exchange(conversation.session.ask(["/192.0.2.77"]))
     assert conversation.removed == ["/192.0.2.77"]
-    conversation.push(Snapshot([LONER, CART]))
-    assert conversation.names == [key_of(LONER)]
+    conversation.push(Snapshot([ALONE, CART]))
+    assert conversation.names == [key_of(ALONE)]
     conversation.exchange(conversation.session.forget(["/192.0.2.77"]))
     conversation.push(Snapshot([]))
-    assert conversation.removed == [key_of(LONER)]
+    assert conversation.removed == [key_of(ALONE)]
 
 
 def test_who_waits_while_connecting_is_answered_at_once() -> None:
     conversation = a_conversation(wildcard=False)
     conversation.connect(["/192.0.2.77", "/192.0.2.99"])
-    assert key_of(LONER) in conversation.names
+    assert key_of(ALONE) in conversation.names
     assert conversation.removed == ["/192.0.2.99"]
 
 

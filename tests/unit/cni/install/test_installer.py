@@ -183,7 +183,7 @@ class Heard:
         self.results: list[InstallResult] = []
         self._changed = trio.Event()
 
-    def set_ready(self, is_ready: bool) -> None:  # noqa: FBT001, a callback
+    def set_ready(self, is_ready: bool) -> None:
         self.ready.append(is_ready)
         self._wake()
 

@@ -1,0 +1,254 @@
+"""A real container runtime of one's own: containerd with private folders, driven over the CRI.
+
+It runs in a network namespace that stands for the node, so that neither the host ends of the pods'
+links nor what the primary plugin does to the node's settings is seen outside. Images are made by
+`tarfile`: there is no registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cri_api.v1 import api_pb2 as cri, api_pb2_grpc
+
+CNI_PROGRAMS = Path("/usr/lib/cni")
+BUSYBOX = Path("/bin/busybox")
+IMAGE = "localhost/test:1"
+START_SECONDS = 60.0
+CALL_SECONDS = 60.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+# Without CAP_SYS_RESOURCE nobody may lower oom_score_adj, and the pause container would like to.
+_CONFIG = """version = 2
+root = "{0}/root"
+state = "{0}/state"
+[grpc]
+  address = "{0}/containerd.sock"
+[ttrpc]
+  address = "{0}/containerd.sock.ttrpc"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{1}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{0}/bin"
+    conf_dir = "{0}/net.d"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A sandbox that the runtime has made."""
+
+    id: str
+    uid: str
+    ip: str
+    netns: str
+
+
+class Containerd:
+    """A running containerd. Errors of its answers are `grpc.RpcError`."""
+
+    def __init__(self, folder: Path, runtime: Any) -> None:
+        self.folder = folder
+        self.confs = folder / "net.d"
+        self.plugins = folder / "bin"
+        self._runtime = runtime
+        self._configs: dict[str, object] = {}
+
+    def primary(self, *, subnet: str = "10.233.77.0/24", version: str = "1.0.0") -> bytes:
+        """Give a chain of one plugin that joins each pod to the node by a link of its own."""
+        ipam = {"type": "host-local", "dataDir": f"{self.folder}/ipam", "subnet": subnet}
+        ptp = {"type": "ptp", "ipMasq": False, "ipam": {**ipam, "routes": [{"dst": "0.0.0.0/0"}]}}
+        return json.dumps({"cniVersion": version, "name": "pods", "plugins": [ptp]}).encode()
+
+    def run_pod(self, name: str, *, namespace: str = "default") -> Pod:
+        """Make a sandbox, which runs the chain of plugins."""
+        uid = str(uuid.uuid4())
+        config = cri.PodSandboxConfig(
+            metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
+            linux=cri.LinuxPodSandboxConfig(cgroup_parent="/ztunnel-tests"),
+        )
+        request = cri.RunPodSandboxRequest(config=config)
+        sandbox = self._runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id
+        status = self._runtime.PodSandboxStatus(
+            cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True), timeout=CALL_SECONDS
+        )
+        self._configs[sandbox] = config
+        spaces = json.loads(status.info["info"])["runtimeSpec"]["linux"]["namespaces"]
+        netns = next(space["path"] for space in spaces if space["type"] == "network")
+        return Pod(sandbox, uid, status.status.network.ip, netns)
+
+    def run(self, pod: Pod, *command: str) -> str:
+        """Run a command of the image in a container of the pod and give what it prints."""
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name=f"c{len(self._configs)}"),
+            image=cri.ImageSpec(image=IMAGE),
+            command=["/bin/busybox", "sleep", "600"],
+        )
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=pod.id, config=config, sandbox_config=self._configs[pod.id]
+        )
+        container = self._runtime.CreateContainer(request, timeout=CALL_SECONDS).container_id
+        start = cri.StartContainerRequest(container_id=container)
+        self._runtime.StartContainer(start, timeout=CALL_SECONDS)
+        execute = cri.ExecSyncRequest(container_id=container, cmd=["/bin/busybox", *command])
+        result = self._runtime.ExecSync(execute, timeout=CALL_SECONDS)
+        output: bytes = result.stdout
+        return output.decode()
+
+    def stop(self, pod: Pod) -> None:
+        """Stop a pod: its network goes."""
+        request = cri.StopPodSandboxRequest(pod_sandbox_id=pod.id)
+        self._runtime.StopPodSandbox(request, timeout=CALL_SECONDS)
+
+    def remove(self, pod: Pod) -> None:
+        """Stop a pod and forget it."""
+        self.stop(pod)
+        request = cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id)
+        self._runtime.RemovePodSandbox(request, timeout=CALL_SECONDS)
+
+    def pods(self) -> list[str]:
+        """Name the sandboxes there are."""
+        answer = self._runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS)
+        return [item.id for item in answer.items]
+
+    def plugins_in_use(self) -> list[str]:
+        """Name the chain that the next pod will get; empty as long as there is none."""
+        answer = self._runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_SECONDS)
+        networks = json.loads(answer.info["cniconfig"]).get("Networks") or []
+        chains = [network["Config"] for network in networks if network["IFName"] != "lo"]
+        return [plugin["Network"]["type"] for chain in chains for plugin in chain["Plugins"]]
+
+    def wait_for_chain(self, *types: str) -> None:
+        """Wait until the runtime has noticed a chain of these plugins.
+
+        Raises:
+            TimeoutError: it has not.
+        """
+        wait_until(lambda: self.plugins_in_use() == list(types), f"the chain {types}")
+
+    def close(self) -> None:
+        """Remove the pods that are left."""
+        for sandbox in self.pods():
+            with suppress(grpc.RpcError):  # Whoever looks at the folder afterwards sees it.
+                self.remove(Pod(sandbox, "", "", ""))
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Look again and again until something holds.
+
+    Raises:
+        TimeoutError: it never does.
+    """
+    end = time.monotonic() + START_SECONDS
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def running_containerd() -> Iterator[Containerd]:
+    """Start a containerd on a node of its own; there are no plugins configured yet."""
+    # A short path: sockets, and the first lines of programs, have little room for one.
+    folder = Path(tempfile.mkdtemp(prefix="cri"))
+    node = folder.name
+    for name in ("net.d", "bin"):
+        (folder / name).mkdir()
+    for program in CNI_PROGRAMS.iterdir():
+        (folder / "bin" / program.name).symlink_to(program)
+    (folder / "config.toml").write_text(_CONFIG.format(folder, IMAGE))
+    subprocess.run(["ip", "netns", "add", node], check=True)
+    try:
+        with (
+            _process(folder, node),
+            grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to,
+        ):
+            runtime = api_pb2_grpc.RuntimeServiceStub(to)  # type: ignore[no-untyped-call]
+            runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
+            _import_image(folder)
+            containerd = Containerd(folder, runtime)
+            try:
+                yield containerd
+            finally:
+                containerd.close()
+    finally:
+        subprocess.run(["ip", "netns", "del", node], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _process(folder: Path, node: str) -> Iterator[None]:
+    # Not `ip netns exec`: in the mount namespace it makes, the pods' namespaces would be invisible
+    # to us.
+    command = ["nsenter", f"--net=/run/netns/{node}", "containerd", "-c", f"{folder}/config.toml"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "-l", "warn"], stdout=log, stderr=log)
+        try:
+            yield
+        except BaseException:
+            log.flush()
+            print((folder / "log").read_text(errors="replace")[-4000:])  # noqa: T201, pytest shows it
+            raise
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+
+
+def _import_image(folder: Path) -> None:
+    archive = folder / "image.tar"
+    write_image(archive)
+    command = ["ctr", "-a", f"{folder}/containerd.sock", "-n", "k8s.io", "images", "import"]
+    subprocess.run([*command, str(archive)], check=True, stdout=subprocess.DEVNULL)
+
+
+def write_image(path: Path) -> None:
+    """Write an archive, as Docker does, of an image with nothing in it but a static busybox."""
+    layer = _tar({"bin/busybox": BUSYBOX.read_bytes()})
+    config = {
+        "architecture": _ARCHITECTURES[platform.machine()],
+        "os": "linux",
+        "config": {"Entrypoint": ["/bin/busybox", "sleep", "86400"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
+    contents = {
+        "layer.tar": layer,
+        "config.json": json.dumps(config).encode(),
+        "manifest.json": json.dumps(manifest).encode(),
+    }
+    path.write_bytes(_tar(contents))
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o755
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def can_run() -> bool:
+    """Whether this machine lets us start a runtime."""
+    return os.geteuid() == 0 and (CNI_PROGRAMS / "ptp").exists() and BUSYBOX.exists()
