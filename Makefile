@@ -2,7 +2,7 @@
 # Each prepares what it needs first (see .ci/prepare.sh) and does that only once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos clean
+.PHONY: help demo test bench lint protos clean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
@@ -13,6 +13,10 @@ demo: ## Guided tour: a mesh of two nodes on this machine (needs root)
 
 test: ## The whole test suite, with real namespaces and a real Envoy (needs root)
 	@.ci/test.sh
+
+bench: ## Measure beside Envoy, five rounds, and rewrite docs/performance.md (needs root; a quarter of an hour)
+	@.ci/prepare.sh test
+	@.venv/bin/python -m perf --docs
 
 lint: ## Style, types, import floors, spelling, generated code
 	@.ci/lint.sh

@@ -17,7 +17,8 @@ TLS_HANDSHAKE_TIMEOUT (10s) for the whole handshake; CONNECT_RESPONSE_TIMEOUT (3
 its answer; POLICY_WAIT (5s, 0 = do not wait and go on without, as the reference) for a policy that
 a workload names and we have not received yet; IDLE_TIMEOUT and HALF_OPEN_TIMEOUT (0 = no limit, as
 the reference) after which a connection that moves nothing, or of which one half has ended, is cut;
-OWN_RECORDS (true) seal TLS records ourselves after the handshake.
+OWN_RECORDS (true) seal TLS records ourselves after the handshake; TLS_RESUMPTION (false) resume TLS
+sessions: pays where tunnels are short-lived, costs a ticket for each that nobody resumes.
 """
 
 # ruff: noqa: RUF009
@@ -203,6 +204,7 @@ class Config:
         "ZTUNNEL_HALF_OPEN_TIMEOUT", "0", no_limit, "halfOpenTimeout"
     )
     own_records: bool = setting("ZTUNNEL_OWN_RECORDS", "true", boolean, "ownRecords")
+    tls_resumption: bool = setting("ZTUNNEL_TLS_RESUMPTION", "false", boolean, "tlsResumption")
 
     # Settings that several variables decide.
     xds_address: ServerUrl | None = derived(DEFAULT_SERVER, "xdsAddress")  # None: no control plane

@@ -29,5 +29,51 @@ class ProxyRefusedError(AgentError):
     reason = "proxy_refused"
 
 
+class KubeError(AgentError):
+    """The Kubernetes API did not answer, refused, or sent nonsense."""
+
+    reason = "api"
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status  # of HTTP; None if there was no answer
+
+
+class ExpiredError(KubeError):
+    """What we know is too old to be continued: list everything anew."""
+
+    reason = "api_expired"
+
+
+class PodUnknownError(AgentError):
+    """The Kubernetes API has not told us about the pod or its namespace, yet."""
+
+    reason = "pod_unknown"
+
+
+class NetnsError(AgentError):
+    """A pod's network namespace cannot be found, or is not the pod's."""
+
+    reason = "netns"
+
+
+class UnservedError(AgentError):
+    """The node proxy says it serves the pod, but nobody listens there."""
+
+    reason = "unserved"
+
+
+class EventError(AgentError):
+    """What came by the plugin's socket is no event."""
+
+    reason = "event"
+
+
 class SocketPathError(ConfigError):
     """Startup only; nobody can listen at this path."""
+
+
+class UsurpedError(ConfigError):
+    """Another node agent has taken our socket: two of them must not serve one node."""
+
+    reason = "usurped"

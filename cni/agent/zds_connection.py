@@ -56,6 +56,7 @@ class ProxyConnection:
     ) -> None:
         self.is_ready = False  # it has had the snapshot
         self.told: set[PodUid] = set()  # pods it was asked to add
+        self.served: set[PodUid] = set()  # pods it said it serves
         self._sock = sock
         self._pods = pods
         self._on_ready = on_ready
@@ -119,6 +120,8 @@ class ProxyConnection:
         Raises:
             trio.TooSlowError: no answer in time, so answers can no longer be told apart.
         """
+        if isinstance(request, Add | Delete):
+            self.served.discard(request.uid)
         if isinstance(request, Add):
             self.told.add(request.uid)
         elif isinstance(request, Delete):
@@ -127,7 +130,11 @@ class ProxyConnection:
             return ProxyRefusedError("the pod was removed meanwhile")
         with trio.fail_after(ANSWER_SECONDS):
             text = await answers.receive()
-        return ProxyRefusedError(f"the node proxy refused: {text}") if text else None
+        if text:
+            return ProxyRefusedError(f"the node proxy refused: {text}")
+        if isinstance(request, Add):
+            self.served.add(request.uid)
+        return None
 
     async def _send(self, request: Request) -> bool:
         """Send a request with the pod's namespace; False if the pod is gone."""

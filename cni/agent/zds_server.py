@@ -35,6 +35,7 @@ class ZdsServer:
         self._pods: dict[PodUid, EnrolledPod] = {}
         self._connections: list[ProxyConnection] = []  # oldest first
         self._connected = trio.Event()
+        self._change = trio.Event()
 
     @property
     def connections(self) -> int:
@@ -46,6 +47,31 @@ class ZdsServer:
         while not any(connection.is_ready for connection in self._connections):
             await self._connected.wait()
         await trio.lowlevel.checkpoint()
+
+    async def wait_change(self) -> None:
+        """Wait until some proxy has been told about all pods, or is lost."""
+        await self._change.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a proxy is connected that has been told about all pods."""
+        return any(connection.is_ready for connection in self._connections)
+
+    def is_served(self, uid: PodUid) -> bool:
+        """Whether a proxy that is connected has said that it serves the pod."""
+        return any(item.is_ready and uid in item.served for item in self._connections)
+
+    def remember(self, uid: PodUid, info: PodInfo, netns: PodNetns) -> None:
+        """Have a pod in the snapshot for proxies that connect from now on.
+
+        The caller keeps `netns`.
+
+        Raises:
+            AgentError: the pod's names are too long to be sent.
+        """
+        _check_size(Add(uid, info))
+        self._forget(uid)
+        self._pods[uid] = EnrolledPod(info, netns.duplicate())
 
     def keep(self, uid: PodUid) -> None:
         """Remember a pod whose namespace is not known (any more), so that no proxy drops it.
@@ -68,9 +94,7 @@ class ZdsServer:
             ProxyRefusedError: the newest proxy said no, and so did the others.
             ProxyLostError: the newest proxy ended or did not answer in time; likewise.
         """
-        _check_size(Add(uid, info))
-        self._forget(uid)
-        self._pods[uid] = EnrolledPod(info, netns.duplicate())
+        self.remember(uid, info, netns)
         first: AgentError | None = None
         # Those that still receive their snapshot may have passed this pod: tell them as well.
         told = [item for item in self._connections if not item.is_ready]
@@ -121,6 +145,11 @@ class ZdsServer:
 
     def _connected_now(self) -> None:
         self._connected.set()
+        self._changed()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
 
     async def _serve(self, sock: trio.socket.SocketType) -> None:
         connection = ProxyConnection(sock, self._pods, on_ready=self._connected_now)
@@ -137,6 +166,7 @@ class ZdsServer:
             if self._connected.is_set() and not ready:
                 self._connected = trio.Event()  # only a set one: nobody waits on it any more
             self._catch_up()
+            self._changed()
 
     def _catch_up(self) -> None:
         """Tell the proxy that is now the newest about pods only its successor knew."""
@@ -162,14 +192,16 @@ class ZdsServer:
 
 
 @asynccontextmanager
-async def serve_zds(path: str) -> AsyncIterator[ZdsServer]:
+async def serve_zds(path: str, server: ZdsServer | None = None) -> AsyncIterator[ZdsServer]:
     """Listen for node proxies while the block runs; its errors come in a group.
+
+    `server` may already know pods, for the first snapshot.
 
     Raises:
         SocketPathError: the path is too long, in use, or is no socket.
     """
     listener = listening_socket(path)
-    server = ZdsServer()
+    server = server or ZdsServer()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run, listener)

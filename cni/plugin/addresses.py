@@ -6,6 +6,7 @@ The agent's form is Go's `net.IPNet` as JSON: an address as text and a mask as b
 from __future__ import annotations
 
 import binascii
+import re
 import socket
 
 from cni.plugin.errors import Code, PluginError
@@ -14,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_LENGTH = re.compile(r"[0-9]{1,3}")
 _FAMILIES_WITH_BITS = ((socket.AF_INET, 32), (socket.AF_INET6, 128))
 _SINGLE_ADDRESS_VERSIONS = ("0.1.0", "0.2.0")  # `ip4` and `ip6` instead of a list `ips`
 
@@ -27,10 +29,10 @@ def event_addresses(previous: Mapping[str, object], version: str) -> list[dict[s
     if version in _SINGLE_ADDRESS_VERSIONS:
         configs = [previous[key] for key in ("ip4", "ip6") if previous.get(key) is not None]
         return [_address(config, "ip") for config in configs] or None
-    configs = previous.get("ips") or []
-    if not isinstance(configs, list):
+    ips = previous.get("ips") or []
+    if not isinstance(ips, list):
         raise _malformed("ips is not a list")
-    return [_address(config, "address") for config in configs] or None
+    return [_address(config, "address") for config in ips] or None
 
 
 def _address(config: object, key: str) -> dict[str, object]:
@@ -48,10 +50,10 @@ def _network(text: object) -> dict[str, str]:
     """Turn `10.1.2.3/24` into address and mask."""
     host, slash, length = text.partition("/") if isinstance(text, str) else ("", "", "")
     parsed = _parse(host)
-    if parsed is None or not slash or not (length.isascii() and length.isdigit()):
+    if parsed is None or not slash or _LENGTH.fullmatch(length) is None:
         raise _malformed(f"not an address with a prefix length: {text!r}")
     family, bits = parsed
-    ones = int(length) if len(length) <= 3 else bits + 1
+    ones = int(length)
     if ones > bits:
         raise _malformed(f"not an address with a prefix length: {text!r}")
     mask = ((1 << ones) - 1 << bits - ones).to_bytes(bits // 8, "big")

@@ -1,4 +1,4 @@
-"""What the runtime says by environment variables: the command, the sandbox and the pod (cni.md 1.1)."""
+"""What the runtime says by environment variables: command, sandbox and pod (cni.md 1.1)."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ def _parse_args(args: str) -> Pod:
     """Read `CNI_ARGS`: `K=V` pairs with `;` between them, in any order."""
     pairs: dict[str, str] = {}
     for pair in args.split(";") if args else ():
-        parts = pair.split("=")
-        if len(parts) != 2:
+        key, equals, value = pair.partition("=")
+        if not equals or "=" in value:
             raise PluginError(Code.BAD_ENVIRONMENT, "CNI_ARGS: invalid pair", repr(pair))
-        pairs[parts[0]] = parts[1]
+        pairs[key] = value
     unknown = sorted(pairs.keys() - _ARGS)
     if unknown and pairs.get("IgnoreUnknown") not in _TRUE:
         raise PluginError(Code.BAD_ENVIRONMENT, f"CNI_ARGS: unknown args {unknown}")

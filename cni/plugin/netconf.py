@@ -12,6 +12,9 @@ from cni.plugin.spans import Span, read_document
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 DEFAULT_VERSION = "0.1.0"  # what a configuration without cniVersion counts as
@@ -73,9 +76,7 @@ def parse_netconf(raw: bytes) -> NetConf:
         text = raw.decode()
         members = read_document(text)
     except ValueError as exc:
-        raise PluginError(
-            Code.UNDECODABLE, "error unmarshalling network config", str(exc)
-        ) from exc
+        raise PluginError(Code.UNDECODABLE, "error unmarshalling network config", str(exc)) from exc
     name = _text(members, "name")
     if not name:
         raise PluginError(Code.BAD_CONFIG, "missing network name")
@@ -138,7 +139,7 @@ def _text(members: Mapping[str, Span], key: str) -> str:
     return _value(members, key, str) or ""
 
 
-def _value[T](members: Mapping[str, Span], key: str, kind: type[T]) -> T | None:
+def _value(members: Mapping[str, Span], key: str, kind: type[T]) -> T | None:
     """Give a member; None if it is missing or null."""
     span = members.get(key)
     if span is None or span.value is None:

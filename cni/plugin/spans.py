@@ -1,7 +1,7 @@
 """JSON read together with where each part stands, so that text can be kept byte for byte.
 
-Go's decoder and ours agree on what JSON is (RFC 8259), except for the numbers NaN and Infinity, which
-only Python accepts: they are refused here.
+Go's decoder and ours agree on what JSON is (RFC 8259), except for the numbers NaN and Infinity,
+which only Python accepts: they are refused here.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cni.redirect import nft, routes
+from cni.redirect import foreign, nft, routes
+from cni.redirect.dump import differences, read_ruleset, ruleset_of
 from cni.redirect.errors import RedirectError
-from cni.redirect.plan import RedirectPlan
+from cni.redirect.plan import NAT, TABLE_NAMES, RedirectPlan
 from ztunnel.linux.netlink import NetlinkSocket
 
 T = TypeVar("T")
@@ -34,10 +35,12 @@ class _Inside:
     ipv6_on_loopback: bool
 
 
-def apply_redirect(netns: Enterable, plan: RedirectPlan) -> None:
+def apply_redirect(netns: Enterable, plan: RedirectPlan, stamp: str = "") -> None:
     """Write routes, then rules, into a pod; again is fine, and replaces another plan.
 
-    It blocks for some 20 ms, nearly all of it in the kernel: call it from a thread.
+    `stamp` is left in the pod, for `read_stamp`. What the reference wrote with iptables goes
+    away after our rules stand. It blocks for some 20 ms, nearly all of it in the kernel: call it
+    from a thread.
 
     Raises:
         RedirectError: the kernel refused something, or the namespace cannot be entered.
@@ -46,7 +49,42 @@ def apply_redirect(netns: Enterable, plan: RedirectPlan) -> None:
     with inside.routing, inside.filtering:
         # Routes first: with the rules alone, answers to the proxy would leave the pod for a while.
         routes.add_routes(inside.routing, ipv6=plan.ipv6, ipv6_on_loopback=inside.ipv6_on_loopback)
-        nft.commit(inside.filtering, nft.replacement(plan))
+        batch = nft.stamped(plan, stamp) if stamp else nft.replacement(plan)
+        nft.commit(inside.filtering, batch)
+        foreign.remove(inside.filtering)
+
+
+def inspect_redirect(netns: Enterable, plan: RedirectPlan) -> list[str]:
+    """Say in what a pod's rules and routes differ from the plan's; nothing if in nothing.
+
+    Raises:
+        RedirectError: they cannot be read.
+    """
+    inside = _open(netns)
+    with inside.routing, inside.filtering:
+        found = read_ruleset(inside.filtering)
+        return [
+            *differences(ruleset_of(nft.replacement(plan)), found, TABLE_NAMES),
+            *routes.missing_routes(
+                inside.routing, ipv6=plan.ipv6, ipv6_on_loopback=inside.ipv6_on_loopback
+            ),
+            *foreign.find(inside.filtering),
+        ]
+
+
+def read_stamp(netns: Enterable) -> str | None:
+    """Give the stamp of the rules in a pod; None if there are no rules, "" if without stamp.
+
+    Raises:
+        RedirectError: they cannot be read.
+    """
+    inside = _open(netns)
+    with inside.routing, inside.filtering:
+        tables = read_ruleset(inside.filtering).tables
+        if NAT in tables:
+            return tables[NAT]
+        left = any(name in tables for name in TABLE_NAMES) or foreign.find(inside.filtering)
+        return "" if left else None
 
 
 def remove_redirect(netns: Enterable) -> None:
@@ -59,6 +97,7 @@ def remove_redirect(netns: Enterable) -> None:
     with inside.routing, inside.filtering:
         try:
             nft.commit(inside.filtering, nft.removal())
+            foreign.remove(inside.filtering)
         finally:
             routes.remove_routes(inside.routing)
 

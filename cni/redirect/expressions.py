@@ -13,12 +13,16 @@ from typing import Any, assert_never
 
 from cni.redirect.rules import (
     MARK_MASK,
+    NO_SOCKET_OWNER,
     Accept,
     Action,
     Condition,
     HasAddress,
+    HasLocalSocket,
     HasMark,
     HasPort,
+    InNetwork,
+    InSet,
     IsFirstSegment,
     IsProtocol,
     Jump,
@@ -28,6 +32,7 @@ from cni.redirect.rules import (
     Redirect,
     RestoreMark,
     Return,
+    RewriteSource,
     Rule,
     SetZone,
 )
@@ -39,8 +44,10 @@ Expression = dict[str, list[Attribute]]
 _REGISTER = 1  # NFT_REG_1; every rule of ours needs one at a time
 _VERDICT_REGISTER = 0
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 3, 6, 7, 15, 16
+_META_SKUID = 10
 _CT_MARK, _CT_ZONE = 3, 17
 _EQUAL, _NOT_EQUAL = 0, 1
+_NAT_SOURCE = 0  # NFT_NAT_SNAT
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _VERDICT_ACCEPT, _VERDICT_JUMP, _VERDICT_RETURN = 1, -3, -5
 _PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
@@ -70,11 +77,28 @@ def _condition(condition: Condition) -> Iterator[Expression]:
             yield _payload(_TRANSPORT_HEADER, 0 if source else 2, 2)
             yield _compare(struct.pack("!H", port), negate=negate)
         case HasAddress(ip, source, negate):
-            family, source_offset, destination_offset, length = _FAMILIES[ip.version]
-            yield _meta(_META_NFPROTO)
-            yield _compare(bytes([family]))
-            yield _payload(_NETWORK_HEADER, source_offset if source else destination_offset, length)
+            yield from _address_of(ip.version, source=source)
             yield _compare(ip.packed, negate=negate)
+        case InNetwork(network, source):
+            yield from _address_of(network.version, source=source)
+            yield _bitwise(network.netmask.packed)
+            yield _compare(network.network_address.packed)
+        case InSet(version, name):
+            yield from _address_of(version, source=False)
+            yield _expression("lookup", set=name, sreg=_REGISTER)
+        case HasLocalSocket(uid):
+            # Loading it ends the rule for packets that no process here has sent.
+            yield _meta(_META_SKUID)
+            owner = NO_SOCKET_OWNER if uid is None else uid
+            yield _compare(_u32(owner), negate=uid is None)
+        case _:
+            yield from _packet_condition(condition)
+
+
+def _packet_condition(
+    condition: HasMark | OnInterface | IsFirstSegment,
+) -> Iterator[Expression]:
+    match condition:
         case HasMark(mark, connection, negate):
             yield _ct(_CT_MARK) if connection else _meta(_META_MARK)
             yield _bitwise(_u32(MARK_MASK))
@@ -91,6 +115,14 @@ def _condition(condition: Condition) -> Iterator[Expression]:
             assert_never(condition)
 
 
+def _address_of(version: int, *, source: bool) -> Iterator[Expression]:
+    """Match the family, then load an address."""
+    family, source_offset, destination_offset, length = _FAMILIES[version]
+    yield _meta(_META_NFPROTO)
+    yield _compare(bytes([family]))
+    yield _payload(_NETWORK_HEADER, source_offset if source else destination_offset, length)
+
+
 def _action(action: Action) -> Iterator[Expression]:
     match action:
         case Accept():
@@ -104,6 +136,10 @@ def _action(action: Action) -> Iterator[Expression]:
             yield _expression(
                 "redir", reg_proto_min=_REGISTER, flags={"NF_NAT_RANGE_PROTO_SPECIFIED"}
             )
+        case RewriteSource(ip):
+            yield _immediate(ip.packed)
+            family = _FAMILIES[ip.version][0]
+            yield _expression("nat", type=_NAT_SOURCE, family=family, reg_addr_min=_REGISTER)
         case MarkConnection(mark):
             # (mark & ~ours) | new, as the single expression (mark & keep) ^ new.
             yield _ct(_CT_MARK)

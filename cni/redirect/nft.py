@@ -16,7 +16,7 @@ from pyroute2.netlink.nfnetlink import nfgen_msg, nftsocket
 
 from cni.redirect.errors import RedirectError, RedirectPrivilegeError
 from cni.redirect.expressions import Attribute, expressions
-from cni.redirect.plan import RAW, TABLE_NAMES, RedirectPlan
+from cni.redirect.plan import NAT, RAW, TABLE_NAMES, RedirectPlan
 from cni.redirect.rules import Base, Chain, Hook, Rule, Table
 from ztunnel.linux.netlink import (
     NLM_F_ACK,
@@ -34,7 +34,7 @@ _BATCH_END = 0x11
 _FAMILY_INET = 1  # NFPROTO_INET: both families in one table
 
 _CHAIN_POLICY_ACCEPT = 1
-_HOOKS = {Hook.PREROUTING: 0, Hook.OUTPUT: 3}
+_HOOKS = {Hook.PREROUTING: 0, Hook.OUTPUT: 3, Hook.POSTROUTING: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +46,29 @@ class Batch:
 
 
 class _Builder:
-    def __init__(self) -> None:
-        self._parts = [_mark_of_batch(_BATCH_BEGIN)]
-        self._labels: list[str] = []
+    """Collects messages, numbered from `first` + 1 on."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.parts = [_mark_of_batch(_BATCH_BEGIN)]
+        self.labels: list[str] = []
+        self._first = first
 
     def add(self, label: str, kind: int, attributes: list[Attribute], flags: int = 0) -> None:
         message = _MESSAGES[kind]()
         message["nfgen_family"] = _FAMILY_INET
         message["attrs"] = attributes
-        self._labels.append(label)
-        self._parts.append(
+        self.labels.append(label)
+        self.parts.append(
             encode(
                 message,
                 kind=_SUBSYSTEM << 8 | kind,
                 flags=NLM_F_ACK | flags,
-                sequence=len(self._labels),
+                sequence=self._first + len(self.labels),
             )
         )
 
     def finish(self) -> Batch:
-        return Batch(b"".join([*self._parts, _mark_of_batch(_BATCH_END)]), tuple(self._labels))
+        return Batch(b"".join([*self.parts, _mark_of_batch(_BATCH_END)]), tuple(self.labels))
 
 
 _MESSAGES = {
@@ -74,6 +77,7 @@ _MESSAGES = {
     nftsocket.NFT_MSG_NEWCHAIN: nftsocket.nft_chain_msg,
     nftsocket.NFT_MSG_NEWRULE: nftsocket.nft_rule_msg,
     nftsocket.NFT_MSG_DELRULE: nftsocket.nft_rule_msg,
+    nftsocket.NFT_MSG_NEWSET: nftsocket.nft_set_msg,
 }
 
 
@@ -87,6 +91,22 @@ def replacement(plan: RedirectPlan) -> Batch:
     for table in plan.tables:
         _write_table(builder, table)
     return builder.finish()
+
+
+def stamped(plan: RedirectPlan, stamp: str) -> Batch:
+    """Make the same transaction, and leave `stamp` in the kernel as the first table's comment.
+
+    The kernel keeps the comment a table was made with, so the table is made anew: still all or
+    nothing, but its counters start again.
+    """
+    batch = replacement(plan)
+    builder = _Builder(first=len(batch.labels))
+    _delete_table(builder, NAT)
+    _add_table(builder, NAT, stamp)
+    head = _mark_of_batch(_BATCH_BEGIN)
+    prefix = b"".join(builder.parts[1:])
+    labels = (*batch.labels, *builder.labels)
+    return Batch(head + prefix + batch.data[len(head) :], labels)
 
 
 @lru_cache(maxsize=1)
@@ -113,6 +133,18 @@ def commit(sock: NetlinkSocket, batch: Batch) -> None:
         raise RedirectError(f"cannot write redirection rules: {exc}") from exc
     if failures:
         raise _error(failures, batch.labels)
+
+
+def table_steps(
+    table: Table, *, before_rules: Sequence[tuple[str, int, list[Attribute]]] = ()
+) -> Batch:
+    """Make the transaction that writes one table; `before_rules` are sets that its rules name.
+
+    Sets that exist stay as they are, with their elements.
+    """
+    builder = _Builder()
+    _write_table(builder, table, before_rules)
+    return builder.finish()
 
 
 def _error(failures: Sequence[Failure], labels: Sequence[str]) -> RedirectError:
@@ -147,15 +179,23 @@ def _delete_table(builder: _Builder, name: str) -> None:
     builder.add(f"delete table inet {name}", nftsocket.NFT_MSG_DELTABLE, attributes)
 
 
-def _add_table(builder: _Builder, name: str) -> None:
+def _add_table(builder: _Builder, name: str, comment: str = "") -> None:
     attributes = [("NFTA_TABLE_NAME", name)]
+    if comment:
+        attributes.append(("NFTA_TABLE_USERDATA", comment))
     builder.add(f"add table inet {name}", nftsocket.NFT_MSG_NEWTABLE, attributes, NLM_F_CREATE)
 
 
-def _write_table(builder: _Builder, table: Table) -> None:
+def _write_table(
+    builder: _Builder,
+    table: Table,
+    sets: Sequence[tuple[str, int, list[Attribute]]] = (),
+) -> None:
     _add_table(builder, table.name)
     flush = [("NFTA_RULE_TABLE", table.name)]
     builder.add(f"flush table inet {table.name}", nftsocket.NFT_MSG_DELRULE, flush)
+    for label, kind, attributes in sets:
+        builder.add(label, kind, attributes, NLM_F_CREATE)
     for chain in table.chains:
         builder.add(
             f"add chain inet {table.name} {chain.name}",

@@ -16,7 +16,9 @@ from cni.redirect.rules import (
     HasMark,
     HasPort,
     Hook,
+    InNetwork,
     Ip,
+    IpNetwork,
     IsFirstSegment,
     IsProtocol,
     Jump,
@@ -45,6 +47,7 @@ PROBE_SOURCES = (
     ip_address("169.254.7.127"),  # the kubelet's probes as the host's rules rewrite them
     ip_address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
 )
+IPV4 = 4
 LOOPBACKS = (ip_address("127.0.0.1"), ip_address("::1"))
 
 NAT = "istio-ambient-nat"
@@ -55,9 +58,37 @@ TABLE_NAMES = (NAT, MANGLE, RAW)
 PREROUTING = "istio-prerouting"
 OUTPUT = "istio-output"
 
+EXCLUSIONS_MAX = 64  # of one kind: each costs every new connection of the pod a comparison
+
 _IS_TCP = IsProtocol(Protocol.TCP)
 _FROM_PROXY = HasMark(PROXY_MARK)
 _NOT_FROM_PROXY = HasMark(PROXY_MARK, negate=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """TCP connections of one direction that are left alone. Ours: the reference has none.
+
+    `ports`: destination ports. `networks`: of the other end.
+
+    Raises:
+        ValueError: there are more than `EXCLUSIONS_MAX` of a kind.
+    """
+
+    ports: tuple[int, ...] = ()
+    networks: tuple[IpNetwork, ...] = ()
+
+    def __post_init__(self) -> None:
+        if max(len(self.ports), len(self.networks)) > EXCLUSIONS_MAX:
+            raise ValueError(f"more than {EXCLUSIONS_MAX} exclusions")
+
+    def rules(self, *, inbound: bool, ipv6: bool) -> Iterator[Rule]:
+        """Make the rules to put before the capturing ones."""
+        for port in self.ports:
+            yield Rule((HasPort(Protocol.TCP, port),), Accept())
+        for network in self.networks:
+            if network.version == IPV4 or ipv6:
+                yield Rule((_IS_TCP, InNetwork(network, source=inbound)), Accept())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +98,8 @@ class RedirectPlan:
     `dns`: send DNS queries to the proxy. `ipv6`: redirect IPv6 too. `ingress_mode`: leave
     plaintext that comes in alone. `virtual_interfaces`: what comes in by these is treated as
     going out (virtual machines inside the pod). `syn_only`: connections that exist when the pod
-    is enrolled live on unprotected; the reference resets them (cni.md 10.2).
+    is enrolled live on unprotected; the reference resets them (cni.md 10.2). `probe_sources`: who
+    may come in and be answered directly, because it is the kubelet.
 
     Raises:
         ValueError: an interface name the kernel would not take.
@@ -78,6 +110,9 @@ class RedirectPlan:
     ingress_mode: bool = False
     virtual_interfaces: tuple[str, ...] = ()
     syn_only: bool = False
+    probe_sources: tuple[Ip, ...] = PROBE_SOURCES
+    inbound_exclusion: Exclusion = Exclusion()
+    outbound_exclusion: Exclusion = Exclusion()
 
     def __post_init__(self) -> None:
         for name in self.virtual_interfaces:
@@ -113,8 +148,9 @@ class RedirectPlan:
             yield Rule((OnInterface(name), _IS_TCP), Return())
         if self.ingress_mode:
             return
-        for ip in self._families(PROBE_SOURCES):
+        for ip in self._families(self.probe_sources):
             yield Rule((_IS_TCP, HasAddress(ip, source=True)), Accept())
+        yield from self.inbound_exclusion.rules(inbound=True, ipv6=self.ipv6)
         plaintext = HasPort(Protocol.TCP, TUNNEL_PORT, negate=True)
         for loopback in self._families(LOOPBACKS):
             yield Rule(
@@ -123,7 +159,7 @@ class RedirectPlan:
             )
 
     def _nat_output(self) -> Iterator[Rule]:
-        for ip in self._families(PROBE_SOURCES):
+        for ip in self._families(self.probe_sources):
             yield Rule((_IS_TCP, HasAddress(ip)), Accept())
         if self.dns:
             yield from self._dns_output()
@@ -133,6 +169,7 @@ class RedirectPlan:
             yield Rule(
                 (OnInterface("lo", leaving=True), HasAddress(loopback, negate=True)), Accept()
             )
+        yield from self.outbound_exclusion.rules(inbound=False, ipv6=self.ipv6)
         for loopback in self._families(LOOPBACKS):
             yield Rule(
                 (_IS_TCP, HasAddress(loopback, negate=True), *self._first(), _NOT_FROM_PROXY),
@@ -155,7 +192,7 @@ class RedirectPlan:
         return (IsFirstSegment(),) if self.syn_only else ()
 
     def _families(self, both: tuple[Ip, ...]) -> tuple[Ip, ...]:
-        return both if self.ipv6 else both[:1]
+        return tuple(ip for ip in both if self.ipv6 or ip.version == IPV4)
 
 
 def _raw() -> Table:

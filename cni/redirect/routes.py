@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +23,11 @@ from cni.redirect.rules import MARK_MASK
 from ztunnel.linux.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     NetlinkSocket,
+    attributes_in,
     encode,
 )
 
@@ -34,6 +37,11 @@ RULE_PREFERENCE = 32764
 
 _NEW_ROUTE, _DELETE_ROUTE = 24, 25  # RTM_*, linux/rtnetlink.h
 _NEW_RULE, _DELETE_RULE = 32, 33
+_GET_ROUTE, _GET_RULE = 26, 34
+_HEAD_BYTES = 12  # struct rtmsg and struct fib_rule_hdr
+_HEAD_TYPE = 7  # where rtmsg has the type, and the rule's header its action
+_RTA_OIF, _RTA_TABLE = 4, 15
+_FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 10, 15, 16
 _TYPE_LOCAL = 2  # RTN_LOCAL
 _SCOPE_HOST = 254
 _SCOPE_NOWHERE = 255  # in a deletion: any scope
@@ -89,6 +97,58 @@ def remove_routes(sock: NetlinkSocket) -> None:
     """
     for step in _removals():
         _take(sock, step)
+
+
+def missing_routes(sock: NetlinkSocket, *, ipv6: bool, ipv6_on_loopback: bool) -> list[str]:
+    """Say which of the routes and rules that `add_routes` makes are not there.
+
+    Raises:
+        RedirectError: the kernel refused to tell.
+    """
+    families = (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,)
+    problems = []
+    try:
+        for family in families:
+            routed = family == socket.AF_INET or ipv6_on_loopback
+            if routed and not any(map(_is_our_route, _dump(sock, _GET_ROUTE, family))):
+                problems.append(f"{_FAMILY_NAMES[family]} local route is missing")
+            if not any(map(_is_our_rule, _dump(sock, _GET_RULE, family))):
+                problems.append(f"{_FAMILY_NAMES[family]} rule for marked packets is missing")
+    except OSError as exc:
+        raise RedirectError(f"cannot read routes: {exc}") from exc
+    return problems
+
+
+def _dump(sock: NetlinkSocket, kind: int, family: int) -> list[bytes]:
+    message = fibmsg() if kind == _GET_RULE else rtmsg()
+    message["family"] = family
+    try:
+        return sock.dump(encode(message, kind=kind, flags=NLM_F_DUMP, sequence=1))
+    except OSError as exc:
+        if exc.errno in _NOT_THERE:
+            return []
+        raise
+
+
+def _is_our_route(body: bytes) -> bool:
+    attributes = dict(attributes_in(body[_HEAD_BYTES:]))
+    return body[_HEAD_TYPE] == _TYPE_LOCAL and (
+        _number(attributes, _RTA_TABLE) == ROUTE_TABLE
+        and _number(attributes, _RTA_OIF) == _LOOPBACK_INDEX
+    )
+
+
+def _is_our_rule(body: bytes) -> bool:
+    attributes = dict(attributes_in(body[_HEAD_BYTES:]))
+    return body[_HEAD_TYPE] == _TO_TABLE and (
+        _number(attributes, _FRA_TABLE) == ROUTE_TABLE
+        and _number(attributes, _FRA_FWMARK) == CONNECTION_MARK
+        and _number(attributes, _FRA_FWMASK) == MARK_MASK
+    )
+
+
+def _number(attributes: dict[int, bytes], kind: int) -> int:
+    return int(struct.unpack("=I", attributes.get(kind, bytes(4)))[0])
 
 
 def _take(sock: NetlinkSocket, step: _Step) -> None:

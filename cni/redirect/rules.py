@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 INTERFACE_NAME_MAX = 15  # IFNAMSIZ without its terminator
 MARK_MASK = 0xFFF  # the bits of a mark that are ours (cni.md 4.1); the rest belongs to others
 
+NO_SOCKET_OWNER = 0xFFFF_FFFF  # what `skuid` can never be: (uid_t) -1
+
 Ip = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
 
 
 class Protocol(StrEnum):
@@ -58,6 +61,40 @@ class HasAddress:
         family = "ip6" if self.ip.version == 6 else "ip"  # noqa: PLR2004 - the family's name
         side = "saddr" if self.source else "daddr"
         return f"{family} {side} {'!= ' if self.negate else ''}{self.ip}"
+
+
+@dataclass(frozen=True, slots=True)
+class InNetwork:
+    """Match a family and the network of its destination (or source) address."""
+
+    network: IpNetwork
+    source: bool = False
+
+    def __str__(self) -> str:
+        family = "ip6" if self.network.version == 6 else "ip"  # noqa: PLR2004 - the family's name
+        return f"{family} {'saddr' if self.source else 'daddr'} {self.network}"
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """Match a family (4 or 6) and a destination address that is in a set of the same table."""
+
+    version: int
+    name: str
+
+    def __str__(self) -> str:
+        family = "ip6" if self.version == 6 else "ip"  # noqa: PLR2004 - the family's name
+        return f"{family} daddr @{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class HasLocalSocket:
+    """Match what a process of this very namespace sends; `uid` None: whoever runs it."""
+
+    uid: int | None = None
+
+    def __str__(self) -> str:
+        return f"meta skuid != {NO_SOCKET_OWNER}" if self.uid is None else f"meta skuid {self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +197,29 @@ class SetZone:
         return f"ct zone set {self.zone}"
 
 
-Condition = IsProtocol | HasPort | HasAddress | HasMark | OnInterface | IsFirstSegment
-Action = Redirect | Accept | Return | Jump | MarkConnection | RestoreMark | SetZone
+@dataclass(frozen=True, slots=True)
+class RewriteSource:
+    """Give the connection another source address."""
+
+    ip: Ip
+
+    def __str__(self) -> str:
+        family = "ip6" if self.ip.version == 6 else "ip"  # noqa: PLR2004 - the family's name
+        return f"snat {family} to {self.ip}"
+
+
+Condition = (
+    IsProtocol
+    | HasPort
+    | HasAddress
+    | InNetwork
+    | InSet
+    | HasLocalSocket
+    | HasMark
+    | OnInterface
+    | IsFirstSegment
+)
+Action = Redirect | RewriteSource | Accept | Return | Jump | MarkConnection | RestoreMark | SetZone
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +252,7 @@ class Hook(StrEnum):
 
     PREROUTING = "prerouting"
     OUTPUT = "output"
+    POSTROUTING = "postrouting"
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,10 +233,9 @@ class ControlPlane:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         with self._lock:
             self.counts.acks += stream.acks - acks
+            # Logged by `follow`: our log belongs to the one thread that runs trio.
             self.counts.refusals.extend(stream.refusals[refusals:])
             self._lock.notify_all()
-        for refusal in stream.refusals[refusals:]:
-            log.warning("client refused", node=stream.node_id, error=refusal)
         return answers
 
     def _sign(self, data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -266,10 +265,15 @@ async def follow(
 ) -> NoReturn:
     """Publish what a file of manifests says, now and whenever it changes.
 
-    A file that cannot be read or understood is logged, and what it said before stays true.
+    A file that cannot be read or understood is logged, and what it said before stays true. What
+    clients refuse is logged too.
     """
     last: str | None = None
+    seen = 0
     while True:
+        for refusal in control_plane.counts.refusals[seen:]:
+            log.warning("client refused", error=refusal)
+            seen += 1
         try:
             text = await trio.Path(path).read_text(encoding="utf-8")
             if text != last:

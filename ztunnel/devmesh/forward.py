@@ -6,7 +6,6 @@ started in. A member of the cluster lends them an address: what connects to it t
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 
 import trio
@@ -31,11 +30,14 @@ async def forward(
 
 
 async def _join(caller: trio.SocketStream, *, host: str, port: int) -> None:
-    with contextlib.suppress(OSError):
-        async with caller, await trio.open_tcp_stream(host, port) as server:
-            async with trio.open_nursery() as directions:
-                directions.start_soon(_carry, caller, server, directions.cancel_scope)
-                directions.start_soon(_carry, server, caller, directions.cancel_scope)
+    async with caller:
+        try:
+            server = await trio.open_tcp_stream(host, port)
+        except OSError:
+            return
+        async with server, trio.open_nursery() as directions:
+            directions.start_soon(_carry, caller, server, directions.cancel_scope)
+            directions.start_soon(_carry, server, caller, directions.cancel_scope)
 
 
 async def _carry(

@@ -78,10 +78,7 @@ class CertificateManager:
         now = self._clock()
         if now >= peer_not_after or certificate.has_expired(now):
             return Standing.EXPIRED
-        identity = certificate.identity
-        if identity is None or self._rotation.certificate(identity, now) is not certificate:
-            return Standing.ROTATED
-        return Standing.CURRENT
+        return Standing.CURRENT if self._rotation.is_newest(certificate) else Standing.ROTATED
 
     async def certificate_for(self, identity: Identity) -> WorkloadCertificate:
         """Give a valid certificate, fetching it if need be; many may wait for the same one.

@@ -51,6 +51,7 @@ class NodeCredentials:
             tls12_enabled=config.tls12_enabled,
             own_records=config.own_records,
             revocations=self.revocations,
+            resumption=config.tls_resumption,
         )
         self.certificates = CertificateManager(
             issuer,

@@ -93,6 +93,8 @@ class Rotation:
         self._later: list[tuple[float, int, _Entry]] = []
         self._turns = 0
         self._in_flight = 0
+        # By identity of the object: asked for each stream, where hashing a name would cost.
+        self._newest: set[WorkloadCertificate] = set()
 
     def certificate(self, identity: Identity, now: float) -> WorkloadCertificate | None:
         """Give a valid certificate, if there is one."""
@@ -101,6 +103,10 @@ class Rotation:
             return None
         return None if entry.certificate.has_expired(now) else entry.certificate
 
+    def is_newest(self, certificate: WorkloadCertificate) -> bool:
+        """Say whether nothing has taken the place of this certificate, nor was it forgotten."""
+        return certificate in self._newest
+
     def want(self, identity: Identity, urgency: Urgency, now: float) -> None:
         """Ask for a certificate; does nothing if one is there or a retry is scheduled."""
         entry = self._entries.get(identity)
@@ -108,7 +114,9 @@ class Rotation:
             entry = self._entries[identity] = _Entry(identity, urgency)
             self._queue(entry, urgency, now, now)
             return
-        entry.is_forgotten = False
+        if entry.is_forgotten:
+            entry.is_forgotten = False
+            self._put(entry, entry.certificate)
         if entry.is_in_flight or entry.error is not None:
             return
         has_valid = self.certificate(identity, now) is not None
@@ -140,7 +148,7 @@ class Rotation:
         """Note the result of a fetch, and schedule the renewal."""
         entry = self._landed(identity)
         if entry is not None:
-            entry.certificate = certificate
+            self._put(entry, certificate)
             entry.error = None
             entry.failures = 0
             renewal = renew_at(certificate, now, self._random)
@@ -154,7 +162,7 @@ class Rotation:
         entry.error = error
         retry = now + backoff_seconds(entry.failures + 1, self._random)
         if self.certificate(identity, now) is None:
-            entry.certificate = None
+            self._put(entry, None)
             entry.failures += 1
             self._queue(entry, Urgency.PREFETCH, retry, now)
         else:
@@ -178,9 +186,11 @@ class Rotation:
             return
         if entry.is_in_flight:
             entry.is_forgotten = True
+            if entry.certificate is not None:
+                self._newest.discard(entry.certificate)
         else:
             entry.turn = 0
-            entry.certificate = None  # its queue item may stay until the renewal would be due
+            self._put(entry, None)  # its queue item may stay until the renewal would be due
             del self._entries[identity]
 
     def status(self, identity: Identity, now: float) -> CertificateStatus | None:
@@ -202,6 +212,13 @@ class Rotation:
         """List all identities, sorted."""
         statuses = (self.status(identity, now) for identity in sorted(self._entries))
         return [status for status in statuses if status is not None]
+
+    def _put(self, entry: _Entry, certificate: WorkloadCertificate | None) -> None:
+        if entry.certificate is not None:
+            self._newest.discard(entry.certificate)
+        entry.certificate = certificate
+        if certificate is not None:
+            self._newest.add(certificate)
 
     def _landed(self, identity: Identity) -> _Entry | None:
         """Take an identity out of flight; None if it was forgotten meanwhile."""

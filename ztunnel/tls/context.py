@@ -1,7 +1,7 @@
 """TLS settings for servers and clients (dataplane.md 7.1), one context per certificate and role.
 
 The settings hold on all sides: TLS 1.3 (1.2 only if configured), AES-GCM, ALPN `h2`, both ends
-certified, names judged by us (`verify.py`), no session tickets.
+certified, names judged by us (`verify.py`), no session tickets unless resumption is wanted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ztunnel.model.identity import Identity
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.crl import Revocations
 from ztunnel.tls.keylog import KeyLog
+from ztunnel.tls.resumption import Sessions
 from ztunnel.tls.sealer import SealBuffer
 
 ALPN = "h2"
@@ -34,6 +35,7 @@ class TlsContext:
     seal_buffer: SealBuffer
     own_records: bool
     revocations: Revocations | None
+    sessions: Sessions | None  # of a client; None = it does not resume
 
 
 class TlsContexts:
@@ -48,8 +50,11 @@ class TlsContexts:
         tls12_enabled: bool = False,
         own_records: bool = True,
         revocations: Revocations | None = None,
+        resumption: bool = False,
     ) -> None:
+        """Settle what holds for all; resumption needs our records, and no revocation lists."""
         self.revocations = revocations
+        self._resumption = resumption and own_records and revocations is None
         self._tls12_enabled = tls12_enabled
         self._own_records = own_records
         self._key_log = KeyLog()
@@ -101,6 +106,7 @@ class TlsContexts:
             seal_buffer=self._seal_buffer,
             own_records=self._own_records,
             revocations=self.revocations,
+            sessions=Sessions() if self._resumption and not server_side else None,
         )
         contexts.pop(certificate.identity, None)
         while len(contexts) >= CONTEXTS_MAX:
@@ -123,9 +129,9 @@ class TlsContexts:
             context.options |= ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols([ALPN])
         if server_side:
-            # Nobody resumes (the reference's clients do not, and its contexts forget), and each
-            # ticket would be one more record under our first keys.
-            context.num_tickets = 0
+            # Usually nobody resumes (the reference's clients do not, and its contexts forget), and
+            # each ticket would be one more record under our first keys.
+            context.num_tickets = 1 if self._resumption else 0
         _load(context, certificate)
         if self._own_records:
             self._key_log.attach(context)

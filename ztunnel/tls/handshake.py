@@ -11,6 +11,7 @@ from __future__ import annotations
 import _ssl
 import ssl
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ztunnel.errors import TlsError
@@ -20,6 +21,7 @@ from ztunnel.tls.context import ALPN, TlsContext
 from ztunnel.tls.keylog import LABELS
 from ztunnel.tls.opener import Opener
 from ztunnel.tls.records import RecordLayer, Tls13Records
+from ztunnel.tls.resumption import TicketTaker
 from ztunnel.tls.sealer import APPLICATION_DATA, HANDSHAKE, HEADER_BYTES, Sealer
 from ztunnel.tls.ssl_records import SslObjectRecords, describe_ssl_error
 from ztunnel.tls.traffic_keys import SUITES
@@ -44,6 +46,7 @@ class Established:
     alpn: str | None
     cipher: str
     version: str
+    resumed: bool
 
 
 class Handshake:
@@ -58,6 +61,7 @@ class Handshake:
         "_randoms",
         "_raw",
         "_received",
+        "_resume",
         "_sealed_records",
         "_secrets",
         "_secured",
@@ -66,14 +70,18 @@ class Handshake:
         "done",
     )
 
-    def __init__(self, context: TlsContext, *, server_side: bool) -> None:
+    def __init__(self, context: TlsContext, *, server_side: bool, resume: Hashable = None) -> None:
+        """Begin; `resume` names the peer whose last session a client may resume, None = none."""
         assert context.server_side is server_side
+        self._resume = resume
+        sessions = context.sessions
+        session = None if sessions is None or resume is None else sessions.get(resume)
         self.done = False
         self._context = context
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.ssl_context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side
+            self._incoming, self._outgoing, server_side=server_side, session=session
         )
         self._hello: bytearray | None = bytearray() if server_side else None
         self._raw = b""  # the beginning of a record
@@ -137,6 +145,7 @@ class Handshake:
             alpn=alpn,
             cipher=cipher,
             version=version,
+            resumed=bool(self._object.session_reused),
         )
 
     def _advance(self, data: bytes) -> None:
@@ -207,6 +216,7 @@ class Handshake:
             Sealer(self._secrets[ours], cipher, self._sealed_records),
             Opener(self._secrets[theirs], cipher),
             self._context.seal_buffer,
+            self._taker(),
         )
 
     def _not_revoked(self, peer: PeerCertificate, records: RecordLayer) -> PeerCertificate:
@@ -220,6 +230,12 @@ class Handshake:
             self._to_send += records.alert(exc.code or Alert.CERTIFICATE_UNKNOWN)
             raise self._failure(str(exc), type(exc)) from exc
 
+    def _taker(self) -> TicketTaker | None:
+        sessions = self._context.sessions
+        if sessions is None or self._resume is None:
+            return None
+        return TicketTaker(self._object, self._incoming, sessions, self._resume)
+
     def _ssl_records(self) -> SslObjectRecords:
         return SslObjectRecords(self._object, self._incoming, self._outgoing)
 
@@ -230,10 +246,12 @@ class Handshake:
 def verified_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
     """Give the path that OpenSSL verified: DER, leaf first, anchor last."""
     if sys.version_info >= (3, 13):
-        return ssl_object.get_verified_chain()
-    # Public only from Python 3.13; the private method is there since 3.10.
-    chain = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
-    return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain]
+        chain = ssl_object.get_verified_chain()
+    else:
+        # Public only from Python 3.13; the private method is there since 3.10.
+        found = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
+        chain = [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in found]
+    return chain
 
 
 def _record_end(raw: bytes, at: int) -> int:

@@ -11,6 +11,7 @@ from typing import Protocol
 from ztunnel.errors import TlsError
 from ztunnel.tls.alerts import Alert
 from ztunnel.tls.opener import Opener
+from ztunnel.tls.resumption import TicketTaker
 from ztunnel.tls.sealer import SealBuffer, Sealer
 
 
@@ -61,9 +62,16 @@ class RecordLayer(Protocol):
 class Tls13Records:
     """Our own record layer."""
 
-    __slots__ = ("_buffer", "_opener", "_sealer")
+    __slots__ = ("_buffer", "_opener", "_sealer", "_taker")
 
-    def __init__(self, sealer: Sealer, opener: Opener, buffer: SealBuffer) -> None:
+    def __init__(
+        self,
+        sealer: Sealer,
+        opener: Opener,
+        buffer: SealBuffer,
+        taker: TicketTaker | None = None,
+    ) -> None:
+        self._taker = taker
         self._sealer = sealer
         self._opener = opener
         self._buffer = buffer
@@ -92,6 +100,9 @@ class Tls13Records:
         Raises:
             TlsError: as `RecordLayer.open`.
         """
+        if self._taker is not None:
+            taker, self._taker = self._taker, None
+            taker.take(raw)
         try:
             return self._opener.open(raw, out)
         except TlsError as error:

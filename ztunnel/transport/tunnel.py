@@ -103,8 +103,6 @@ class Tunnel:
             RECEIVE_VIEW[: len(leftover)] = leftover
             self._digest(len(leftover))
 
-    # What others may ask.
-
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
@@ -371,8 +369,6 @@ class Tunnel:
             self._drain_told = True
             self.core.finish_drain()
             self.flush_later()
-
-    # Keeping alive.
 
     def _ping_tick(self) -> None:
         if self._closed:

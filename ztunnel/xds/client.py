@@ -3,14 +3,13 @@
 How `app.py` uses it:
 
     demand = Demand(store, metrics=metrics) if config.xds_on_demand else None
-    await nursery.start(
-        partial(run_xds, config, store, metrics=metrics, rng=rng, on_ready=on_ready, demand=demand)
-    )
+    client = xds_client(config, store, metrics=metrics, rng=rng, on_ready=on_ready, demand=demand)
+    await nursery.start(client.run)
 
 `start` returns, and `on_ready` is called, when the first response of every type was handled: only
 then may pods be served (state-and-xds.md 4.6). `start_soon` serves who does not want to wait. It
 runs until cancelled and raises nothing that the control plane could cause. Without an address of a
-control plane do not call it. When the stream ends, everything we know stays and keeps serving.
+control plane do not make one. When a stream ends, everything we know stays and keeps serving.
 
 A response is applied in slices of about 2 ms with a checkpoint between them, so that connections
 are not held up by a first sync of a whole mesh.
@@ -88,7 +87,7 @@ class _Ended:
     lived_seconds: float
 
 
-async def run_xds(
+def xds_client(
     config: Config,
     store: Store,
     *,
@@ -96,28 +95,22 @@ async def run_xds(
     rng: Random,
     on_ready: Callable[[], None] = lambda: None,
     demand: Demand | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> NoReturn:
-    """Keep the store in line with the control plane until cancelled (see the top of this file)."""
+) -> XdsClient:
+    """Make a client that keeps the store in line with the configured control plane.
+
+    With `demand` addresses are fetched only when they are asked for there.
+    """
     server = GrpcClient(GrpcAccess.for_xds(config))
-
-    def ready() -> None:
-        on_ready()
-        task_status.started()
-
-    client = XdsClient(
-        DeltaSession(
-            node_info(config),
-            [Subscription(ADDRESS_TYPE, demand is None), Subscription(AUTHORIZATION_TYPE)],
-        ),
+    subscriptions = [Subscription(ADDRESS_TYPE, demand is None), Subscription(AUTHORIZATION_TYPE)]
+    return XdsClient(
+        DeltaSession(node_info(config), subscriptions),
         store,
         connect=lambda: server.stream(ADS_PATH),
         metrics=metrics,
         rng=rng,
-        on_ready=ready,
+        on_ready=on_ready,
         demand=demand,
     )
-    await client.run()
 
 
 class XdsClient:
@@ -142,12 +135,19 @@ class XdsClient:
         self._on_ready = on_ready
         self._demand = demand
         self._is_ready = False
+        self._synced: Callable[[], None] = on_ready
         self._connections = 0
         self._healthy_since = math.inf  # when this stream brought its first response
         self._fresh = 0  # resources of this response
 
-    async def run(self) -> NoReturn:
-        """Connect again and again until cancelled."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Connect again and again until cancelled; started once the first sync is done."""
+
+        def synced() -> None:
+            self._on_ready()
+            task_status.started()
+
+        self._synced = synced
         while True:
             self._connections += 1
             ended = await self._serve_once()
@@ -246,7 +246,7 @@ class XdsClient:
         if self._session.is_synced and not self._is_ready:
             self._is_ready = True
             log.info("first sync with control plane done", workloads=len(self._store.workloads))
-            self._on_ready()
+            self._synced()
 
 
 class _Questions:
