@@ -13,11 +13,12 @@ from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_add
 from ztunnel.decide.authorize import Permit, authorize_outbound
 from ztunnel.model.network import Endpoint
 from ztunnel.model.workload import TunnelProtocol
+from ztunnel.tls.crl import Revocations, parse_lists
 from ztunnel.transport.dial import Dial
+from ztunnel.transport.facts import TunnelFacts
 from ztunnel.transport.handshake import secure
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.sockets import SocketFactory
-from ztunnel.transport.facts import TunnelFacts
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 from ztunnel.wire.headers import AUTHORITY, first_value
@@ -92,9 +93,11 @@ class Gateway:
 
 
 @asynccontextmanager
-async def two_networks(*, vouched: str) -> AsyncIterator[tuple[Mesh, Gateway, tuple[str, int]]]:
+async def two_networks(
+    *, vouched: str, revocations: Revocations | None = None
+) -> AsyncIterator[tuple[Mesh, Gateway, tuple[str, int]]]:
     """A client here, a server in network `far` behind a gateway; the service vouches for a name."""
-    async with a_mesh() as mesh:
+    async with a_mesh(revocations=revocations) as mesh:
         client_ip, server_ip, gateway_ip = (loopback_address() for _ in range(3))
         app, app_port = await peers.listen(server_ip)
         outer, outer_port = await peers.listen(gateway_ip)
@@ -131,7 +134,7 @@ async def two_networks(*, vouched: str) -> AsyncIterator[tuple[Mesh, Gateway, tu
         )
         gateway = Gateway(mesh, Endpoint.parse(f"{server_ip}:15008"))
         mesh.nursery.start_soon(gateway.serve, outer)
-        mesh.nursery.start_soon(trio.serve_listeners, peers.echo, [app])
+        mesh.nursery.start_soon(peers.serve, peers.echo, app)
         yield mesh, gateway, vip
         for tunnel in gateway.tunnels:
             tunnel.close()
@@ -160,3 +163,24 @@ async def test_somebody_else_behind_the_gateway_is_refused() -> None:
             await expect_abort(stream)
         line = await mesh.lines.wait_for("connection complete", 'direction="outbound"')
         assert "did not present the expected SAN" in line
+
+
+async def test_a_server_that_is_revoked_behind_the_gateway_is_cut_off() -> None:
+    revocations = Revocations()
+    async with two_networks(vouched=str(SERVER_ID), revocations=revocations) as (mesh, _, vip):
+        async with connect(vip) as stream:
+            await stream.send_all(b"ping")
+            assert await peers.read_exactly(stream, 4) == b"ping"
+            shown = mesh.node.certificates.cached(SERVER_ID)
+            assert shown is not None
+            revocations.replace(parse_lists(mesh.authority.revoke(shown.serial)))
+            await expect_abort(stream)
+        (outbound,) = mesh.lines.ended("outbound")
+        assert outbound["error"] == "connection closed: peer certificate revoked by CRL"
+        assert outbound["reason"] == "revoked"
+        async with connect(vip) as stream:
+            await expect_abort(stream)
+        outbound = mesh.lines.ended("outbound")[1]
+        assert "tls handshake error: peer certificate revoked by CRL" in outbound["error"]
+        text = "".join(mesh.node.metrics.text())
+        assert 'istio_crl_policy_rejections_total{reporter="source"} 2' in text

@@ -10,7 +10,7 @@ import trio
 from tests.support import peers
 from tests.support.envoy import running_envoy
 from tests.support.envoy_config import HboneClient, HboneServer
-from tests.support.mesh import a_pod, credentials, namespace_file, refused, running_mesh
+from tests.support.mesh import a_pod, call_refused, credentials, namespace_file, running_mesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.interop]
 
@@ -96,7 +96,7 @@ async def test_envoy_with_another_identity_than_expected_is_refused(
         )
         where = namespace_file(mesh.pods["envoy"])
         async with running_envoy(server, program=envoy_program, netns=where):
-            assert await refused(await mesh.connect(mesh.pods["cart"], "10.244.2.10", APP))
+            assert await call_refused(mesh, "cart", "10.244.2.10", APP)
         line = await mesh.proxies["node-a"].lines.wait_for("did not present the expected SAN")
         assert "impostor" in line
         assert 'reason="identity_mismatch"' in line

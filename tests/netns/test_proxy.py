@@ -141,6 +141,28 @@ async def test_removing_a_pod_cuts_its_connections_and_leaves_the_others(tmp_pat
         nursery.cancel_scope.cancel()
 
 
+async def test_a_second_sigint_does_not_wait_for_connections(tmp_path: Path) -> None:
+    settings = {"CONNECTION_TERMINATION_DEADLINE": "1h"}
+    async with (
+        running_mesh(tmp_path, pods(), **settings) as mesh,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(peers.serve, peers.echo, await mesh.listen(mesh.pods["server"], APP))
+        async with await mesh.connect(mesh.pods["client"], SERVER, APP) as stream:
+            await stream.send_all(b"one")
+            assert await peers.read_exactly(stream, 3) == b"one"
+            proxy = mesh.proxies["node-a"]
+            proxy.process.send_signal(signal.SIGINT)
+            await proxy.lines.wait_for("draining")
+            await stream.send_all(b"two")
+            assert await peers.read_exactly(stream, 3) == b"two"
+            proxy.process.send_signal(signal.SIGINT)
+            with trio.fail_after(10):
+                assert await proxy.process.wait() == 0
+            assert await refused(stream)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_draining_proxy_finishes_what_is_running_and_takes_nothing_new(
     tmp_path: Path,
 ) -> None:

@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ class Containerd:
         self.confs = folder / "net.d"
         self.plugins = folder / "bin"
         self._runtime = runtime
-        self._configs: dict[str, object] = {}
+        self._configs: dict[str, Any] = {}
 
     def primary(self, *, subnet: str = "10.233.77.0/24", version: str = "1.0.0") -> bytes:
         """Give a chain of one plugin that joins each pod to the node by a link of its own."""
@@ -97,12 +97,19 @@ class Containerd:
         netns = next(space["path"] for space in spaces if space["type"] == "network")
         return Pod(sandbox, uid, status.status.network.ip, netns)
 
-    def run(self, pod: Pod, *command: str) -> str:
-        """Run a command of the image in a container of the pod and give what it prints."""
+    def run(self, pod: Pod, *command: str, mounts: Mapping[str, Path] | None = None) -> str:
+        """Run a command of the image in a container of the pod and give what it prints.
+
+        `mounts` says which of our folders the container sees, by where it sees them.
+        """
         config = cri.ContainerConfig(
             metadata=cri.ContainerMetadata(name=f"c{len(self._configs)}"),
             image=cri.ImageSpec(image=IMAGE),
             command=["/bin/busybox", "sleep", "600"],
+            mounts=[
+                cri.Mount(container_path=inside, host_path=str(ours))
+                for inside, ours in (mounts or {}).items()
+            ],
         )
         request = cri.CreateContainerRequest(
             pod_sandbox_id=pod.id, config=config, sandbox_config=self._configs[pod.id]
@@ -183,7 +190,8 @@ def running_containerd() -> Iterator[Containerd]:
             _process(folder, node),
             grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to,
         ):
-            runtime = api_pb2_grpc.RuntimeServiceStub(to)  # type: ignore[no-untyped-call]
+            stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
+            runtime = stub(to)
             runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
             _import_image(folder)
             containerd = Containerd(folder, runtime)

@@ -106,7 +106,8 @@ class ScriptedClient:
 
 @asynccontextmanager
 async def a_scripted_client(
-    address: tuple[str, int], identity: WorkloadCertificate | ssl.SSLContext
+    address: tuple[str, int] | trio.SocketStream,
+    identity: WorkloadCertificate | ssl.SSLContext,
 ) -> AsyncIterator[ScriptedClient]:
     """Connect, shake hands, and exchange the first frames."""
     context = (
@@ -115,7 +116,10 @@ async def a_scripted_client(
         else TlsContexts(own_records=False).client(identity).ssl_context
     )
     with trio.fail_after(SECONDS):
-        tcp = await trio.open_tcp_stream(*address)
+        if isinstance(address, trio.SocketStream):
+            tcp = address
+        else:
+            tcp = await trio.open_tcp_stream(*address)
         tls = trio.SSLStream(tcp, context, https_compatible=True)
         try:
             client = ScriptedClient(tls)

@@ -20,6 +20,8 @@ class KeyLog:
 
     __slots__ = ("_fd",)
 
+    _close_fd = staticmethod(os.close)  # when the interpreter ends, modules go before objects
+
     def __init__(self) -> None:
         self._fd = os.memfd_create("keylog", os.MFD_CLOEXEC)
 
@@ -46,7 +48,7 @@ class KeyLog:
     def close(self) -> None:
         """Release the descriptor; contexts that are attached must not be used any more."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close_fd(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:

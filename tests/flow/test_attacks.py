@@ -1,0 +1,149 @@
+"""Peers, gateways and applications that mean harm, against real proxies over real sockets."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from h2.errors import ErrorCodes
+
+from tests.support import peers
+from tests.support.builders import a_gateway, a_service, a_workload, an_identity
+from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_address
+from tests.support.raw_hbone import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    RST_STREAM,
+    SETTINGS,
+    RawFrame,
+    RawPeer,
+    block,
+    frame,
+    number,
+)
+from tests.support.tunnels import open_sockets
+from ztunnel.model.workload import TunnelProtocol
+from ztunnel.tls.context import TlsContexts
+
+HOST = "cart.far.svc.cluster.local"
+GATEWAY_ID = an_identity("gateway", "istio-system")
+SECRET = b"for the far end's eyes only"
+YES = block([(":status", "200")])
+
+
+def say_yes(stream_id: int) -> bytes:
+    return frame(HEADERS, END_HEADERS, stream_id, YES)
+
+
+def take_back(stream_id: int, code: ErrorCodes) -> bytes:
+    return say_yes(stream_id) + frame(RST_STREAM, 0, stream_id, number(code))
+
+
+class FalseGateway:
+    """A gateway with a good certificate that answers the first request as `first` says."""
+
+    def __init__(self, context: ssl.SSLContext, first: str) -> None:
+        self._context = context
+        self._first = first
+        self._requests = 0
+        self.heard = bytearray()  # the payload of all DATA
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        await trio.serve_listeners(self._accept, [listener])
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        peer = await RawPeer.accept(stream, self._context)
+        await peer.send(frame(SETTINGS))
+        with suppress(AssertionError, trio.ClosedResourceError):
+            while (each := await peer.frame()) is not None:
+                await self._digest(peer, each)
+        await peer.aclose()
+
+    async def _digest(self, peer: RawPeer, each: RawFrame) -> None:
+        if each.kind == DATA:
+            self.heard += each.payload
+        if each.kind != HEADERS:
+            return
+        self._requests += 1
+        if self._requests > 1:
+            await peer.send(say_yes(each.stream_id))
+        elif self._first == "refused":
+            await peer.send(take_back(each.stream_id, ErrorCodes.REFUSED_STREAM))
+        elif self._first == "cancelled":
+            await peer.send(take_back(each.stream_id, ErrorCodes.CANCEL))
+        elif self._first == "ended":
+            await peer.send(say_yes(each.stream_id) + frame(DATA, END_STREAM, each.stream_id))
+        else:
+            await peer.send(say_yes(each.stream_id) + b"\xff" * 9)  # no frame at all
+            await peer.aclose()
+
+
+@asynccontextmanager
+async def behind_a_false_gateway(
+    first: str,
+) -> AsyncIterator[tuple[Mesh, FalseGateway, tuple[str, int]]]:
+    """A client whose server is in another network, behind the gateway."""
+    async with a_mesh(tls_handshake_seconds=1.0) as mesh:
+        client_ip, gateway_ip = loopback_address(), loopback_address()
+        listener, port = await peers.listen(gateway_ip)
+        client_workload = a_workload(
+            "client", sa="frontend", ips=[client_ip], protocol=TunnelProtocol.HBONE
+        )
+        client = await mesh.add_proxy(client_workload, hbone=0)
+        vip = (client_ip, client.addresses["outbound"].port)
+        mesh.put(
+            a_workload("client", sa="frontend", ips=[], protocol=TunnelProtocol.HBONE),
+            a_workload("gateway", ns="istio-system", sa="gateway", ips=[gateway_ip], network="far"),
+            a_workload(
+                "server",
+                ns="far",
+                sa="cart",
+                ips=[loopback_address()],
+                network="far",
+                protocol=TunnelProtocol.HBONE,
+                network_gateway=a_gateway(f"far/{gateway_ip}", port),
+                services={f"far/{HOST}": {vip[1]: 80}},
+            ),
+            a_service(
+                HOST,
+                ns="far",
+                vips=[client_ip],
+                port_map={vip[1]: 80},
+                subject_alt_names=(str(an_identity("cart", "far")),),
+            ),
+        )
+        certificate = mesh.authority.issue(GATEWAY_ID)
+        context = TlsContexts(own_records=False).server(certificate).ssl_context
+        gateway = FalseGateway(context, first)
+        mesh.nursery.start_soon(gateway.serve, listener)
+        yield mesh, gateway, vip
+
+
+@pytest.mark.parametrize("first", ["refused", "cancelled", "ended", "closed"])
+async def test_a_gateway_that_takes_back_its_yes_never_reads_what_is_for_the_far_end(
+    first: str,
+) -> None:
+    async with behind_a_false_gateway(first) as (mesh, gateway, vip):
+        async with connect(vip) as stream:
+            await stream.send_all(SECRET)
+            await expect_abort(stream)
+        [line] = await mesh.lines.wait_for_ends(1)
+        assert line["level"] == "error"
+        assert SECRET not in gateway.heard
+
+
+async def test_a_gateway_that_takes_back_its_yes_costs_no_socket() -> None:
+    async with behind_a_false_gateway("cancelled") as (mesh, _, vip):
+        before = open_sockets()
+        async with connect(vip) as stream:
+            await expect_abort(stream)
+        await mesh.lines.wait_for_ends(1)
+        with trio.fail_after(5):
+            # The tunnel to the gateway stays pooled: one socket on either side of it.
+            while open_sockets() > before + 2:
+                await trio.sleep(0.05)
