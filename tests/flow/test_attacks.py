@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from h2.errors import ErrorCodes
 
 from tests.support import peers
 from tests.support.builders import a_gateway, a_service, a_workload, an_identity
-from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_address
+from tests.support.flow import Mesh, a_mesh, a_pair, connect, expect_abort, loopback_address
 from tests.support.raw_hbone import (
     DATA,
     END_HEADERS,
@@ -26,9 +29,14 @@ from tests.support.raw_hbone import (
     frame,
     number,
 )
-from tests.support.tunnels import open_sockets
+from tests.support.tunnels import Heard, a_tunnel_pair
+from ztunnel.errors import PeerError
 from ztunnel.model.workload import TunnelProtocol
+from ztunnel.proxy.double import InnerConnection
 from ztunnel.tls.context import TlsContexts
+from ztunnel.transport.handshake import secure
+from ztunnel.transport.relay import StreamRelay
+from ztunnel.transport.sockets import local_pair
 
 HOST = "cart.far.svc.cluster.local"
 GATEWAY_ID = an_identity("gateway", "istio-system")
@@ -137,13 +145,72 @@ async def test_a_gateway_that_takes_back_its_yes_never_reads_what_is_for_the_far
         assert SECRET not in gateway.heard
 
 
-async def test_a_gateway_that_takes_back_its_yes_costs_no_socket() -> None:
-    async with behind_a_false_gateway("cancelled") as (mesh, _, vip):
-        before = open_sockets()
-        async with connect(vip) as stream:
-            await expect_abort(stream)
-        await mesh.lines.wait_for_ends(1)
-        with trio.fail_after(5):
-            # The tunnel to the gateway stays pooled: one socket on either side of it.
-            while open_sockets() > before + 2:
-                await trio.sleep(0.05)
+async def test_a_gateway_that_never_ends_the_outer_tunnel_does_not_keep_it(monkeypatch) -> None:
+    monkeypatch.setattr("ztunnel.proxy.double.LINGER_SECONDS", 0.05)
+    far_id = an_identity("cart", "far")
+    async with a_mesh() as mesh, a_tunnel_pair(mesh.node.reactor) as outer:
+        node = mesh.node
+        stream, served = await outer.a_stream()
+        inside, gateway_end = local_pair()
+        relay = StreamRelay(node.reactor, gateway_end, outer.server, served, Heard().ended)
+        node.reactor.register(gateway_end, relay)
+        inner = InnerConnection(node, Heard().on_failed)
+        context = node.tls.server(mesh.authority.issue(far_id))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(secure, inside, context, server_side=True))
+            await inner.establish(outer.client, stream, (far_id,), an_identity("frontend"))
+        served.owner = None  # the gateway hears nothing and says nothing from now on
+        inner.close()
+        await outer.client_owner.until("on_released")
+        assert not outer.client.core.streams
+        relay.cut(PeerError("the test is over"))
+        inside.close()
+
+
+@pytest.mark.parametrize("protocol", [TunnelProtocol.HBONE, TunnelProtocol.NONE])
+async def test_urgent_data_neither_holds_up_what_follows_nor_gets_lost(
+    protocol: TunnelProtocol,
+) -> None:
+    async with a_pair(protocol=protocol) as pair:
+        pair.serve(peers.echo)
+        stream = connect(pair.vip)  # nobody has accepted yet: all of it will lie there at once
+        sock = stream.socket
+        await sock.send(b"abc")
+        await sock.send(b"!", socket.MSG_OOB)
+        await sock.send(b"def")
+        async with stream:
+            with trio.fail_after(3):
+                assert await peers.read_exactly(stream, 7) == b"abc!def"
+
+
+async def test_urgent_data_does_not_stop_what_moves_inside_the_kernel(monkeypatch) -> None:
+    monkeypatch.setattr("ztunnel.transport.socket_relay.WORTH_BYTES", 1)
+    async with a_pair(protocol=TunnelProtocol.NONE) as pair:
+        pair.serve(peers.echo)
+        async with await pair.call() as stream:
+            for word in (b"copied", b"spliced"):
+                await stream.send_all(word)
+                assert await peers.read_exactly(stream, len(word)) == word
+            for piece, flags in ((b"abc", 0), (b"!", socket.MSG_OOB), (b"def", 0)):
+                await stream.socket.send(piece, flags)
+            with trio.fail_after(3):
+                assert await peers.read_exactly(stream, 7) == b"abc!def"
+                await stream.send_eof()
+                assert await peers.read_to_end(stream) == b""
+
+
+async def test_one_address_cannot_hold_all_handshakes_of_the_node() -> None:
+    async with a_pair(max_handshakes=4) as pair:
+        pair.serve(peers.echo)
+        source = (loopback_address(), 0)
+        silent = [socket.create_connection(pair.hbone, source_address=source) for _ in range(4)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert pair.mesh.node.handshakes.taken == 4
+        async with await pair.call() as stream:  # comes from another address
+            await stream.send_all(b"hello")
+            with trio.fail_after(3):
+                assert await peers.read_exactly(stream, 5) == b"hello"
+        line = await pair.lines.wait_for("gave way")
+        assert f"src.addr={source[0]}:" in line
+        for sock in silent:
+            sock.close()

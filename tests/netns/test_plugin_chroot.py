@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.install.bundle import LAUNCHER, VERSIONS, Site, install_bundle
+from cni.install.bundle import LAUNCHER, VERSIONS, Site, install_bundle, version_of
 from cni.install.donor import inspect_donor
 from tests.support.namespaces import needs_root
 from tests.support.plugin_agent import StandInAgent
@@ -76,7 +76,8 @@ def host() -> Iterator[EmptyHost]:
     run_dir = root / "var/run/istio-cni"
     run_dir.mkdir(parents=True)
     (root / BIN.lstrip("/")).mkdir(parents=True)
-    install_bundle(inspect_donor(PYTHON), Site(root / BIN.lstrip("/"), BIN))
+    donor, site = inspect_donor(PYTHON), Site(root / BIN.lstrip("/"), BIN)
+    install_bundle(donor, site, version_of(donor, site))
     with StandInAgent(run_dir) as agent:
         yield EmptyHost(root, agent)
     shutil.rmtree(root)

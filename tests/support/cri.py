@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -85,7 +84,7 @@ class Containerd:
         uid = str(uuid.uuid4())
         config = cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent="/ztunnel-tests"),
+            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"/{self.folder.name}"),
         )
         request = cri.RunPodSandboxRequest(config=config)
         sandbox = self._runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id
@@ -201,6 +200,7 @@ def running_containerd() -> Iterator[Containerd]:
                 containerd.close()
     finally:
         subprocess.run(["ip", "netns", "del", node], check=True)
+        _remove_cgroups(node)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -220,6 +220,14 @@ def _process(folder: Path, node: str) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait(STOP_SECONDS)
+
+
+def _remove_cgroups(name: str) -> None:
+    """Remove the groups that the pods' own were in: one, or one of each kind in version 1."""
+    root = Path("/sys/fs/cgroup")
+    for group in (root / name, *root.glob(f"*/{name}")):
+        with suppress(OSError):  # Some kinds are links to others.
+            group.rmdir()
 
 
 def _import_image(folder: Path) -> None:
@@ -255,8 +263,3 @@ def _tar(files: dict[str, bytes]) -> bytes:
             entry.size, entry.mode = len(data), 0o755
             archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def can_run() -> bool:
-    """Whether this machine lets us start a runtime."""
-    return os.geteuid() == 0 and (CNI_PROGRAMS / "ptp").exists() and BUSYBOX.exists()

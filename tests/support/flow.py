@@ -27,7 +27,8 @@ from ztunnel.decide.classify import illegal_ports
 from ztunnel.identity.dev_ca import DevelopmentCa, DevelopmentIssuer, wall_clock
 from ztunnel.identity.manager import CertificateIssuer, CertificateManager
 from ztunnel.model.workload import TunnelProtocol, Workload
-from ztunnel.proxy.context import NodeContext, Places
+from ztunnel.proxy.context import NodeContext
+from ztunnel.proxy.handshakes import Handshakes
 from ztunnel.proxy.workload_proxy import Doors, WorkloadProxy
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.access_log import AccessLog
@@ -181,7 +182,7 @@ async def a_mesh(
         access_log=AccessLog(pipeline),
         metrics=Metrics(),
         rng=random.Random(1),
-        handshakes=Places(config.max_handshakes),
+        handshakes=Handshakes(config.max_handshakes),
         client_settings=HboneSettings(),
         server_settings=HboneSettings(),
         illegal_ports=illegal_ports(has_socks5=False),

@@ -18,32 +18,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn, TypeAlias, assert_never
 
 import grpc
 import structlog
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from ztunnel.devmesh.ca_server import MeshCa, server_credentials
 from ztunnel.devmesh.kubernetes_terms import parse_manifests
-from ztunnel.errors import IdentityError, PeerError, ResourceError
-from ztunnel.identity.dev_ca import BACKDATED_SECONDS, DevelopmentCa
-from ztunnel.tls.certificate import uri_names
-from ztunnel.tls.csr import private_pem
-from ztunnel.wire.ca import CREATE_CERTIFICATE_PATH, decode_request, encode_response
+from ztunnel.errors import PeerError, ResourceError
+from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.wire.delta import ADS_PATH
 from ztunnel.wire.delta_server import ServerStream, Snapshot
 from ztunnel.wire.resources import Resource, key_of
 
 STREAMS_MAX = 64  # each has a thread
 MESSAGE_BYTES_MAX = 200 * 1024 * 1024
-SERVER_CERTIFICATE_DAYS = 30
 WATCH_SECONDS = 0.3  # how often the file is looked at; a person who saves it does not notice
 
 _OPTIONS = (
@@ -89,7 +80,6 @@ class Counts:
 
     streams: int = 0
     acks: int = 0
-    certificates: int = 0
     refusals: list[str] = field(default_factory=list)
 
 
@@ -106,7 +96,7 @@ class ControlPlane:
         self.counts = Counts()
         self.port = 0
         self.delay_seconds = 0.0  # a fault: hold up every answer
-        self._authority = authority
+        self.ca = MeshCa(authority, token=token)
         self._names = tuple(names)
         self._token = token
         self._lock = threading.Condition()
@@ -130,16 +120,10 @@ class ControlPlane:
     def start(self, address: str = "127.0.0.1:0") -> int:
         """Listen and return the port. After `stop` it may be started again."""
         self._stopping.clear()
-        credentials = grpc.ssl_server_credentials(
-            [server_certificate(self._authority, self._names)]
-        )
         self._server = grpc.server(ThreadPoolExecutor(STREAMS_MAX), options=_OPTIONS)
-        self._server.add_generic_rpc_handlers(
-            (
-                _handler(ADS_PATH, grpc.stream_stream_rpc_method_handler(self._serve)),
-                _handler(CREATE_CERTIFICATE_PATH, grpc.unary_unary_rpc_method_handler(self._sign)),
-            )
-        )
+        self._server.add_generic_rpc_handlers((_ads_handler(self._serve),))
+        self.ca.register(self._server)
+        credentials = server_credentials(self.ca.authority, self._names)
         self.port = self._server.add_secure_port(address, credentials)
         self._server.start()
         return self.port
@@ -238,22 +222,6 @@ class ControlPlane:
             self._lock.notify_all()
         return answers
 
-    def _sign(self, data: bytes, context: grpc.ServicerContext) -> bytes:
-        self._authenticate(context)
-        try:
-            request = decode_request(data)
-            chain = self._authority.sign(
-                request.csr_pem, ttl_seconds=max(1.0, float(request.validity_seconds))
-            )
-        except IdentityError as exc:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
-        names = uri_names(x509.load_pem_x509_certificate(chain[0]))
-        if request.impersonated and request.impersonated not in names:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "request impersonation is not allowed")
-        with self._lock:
-            self.counts.certificates += 1
-        return encode_response(chain)
-
     def _authenticate(self, context: grpc.ServicerContext) -> None:
         shown = dict(context.invocation_metadata()).get("authorization")
         if self._token is not None and shown != f"Bearer {self._token}":
@@ -295,33 +263,9 @@ def _read(requests: Iterator[bytes], inbox: _Inbox) -> None:
     inbox.put(_End())
 
 
-def _handler(path: str, method: grpc.RpcMethodHandler[bytes, bytes]) -> grpc.GenericRpcHandler:
-    _, service, name = path.split("/")
+def _ads_handler(
+    serve: Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]],
+) -> grpc.GenericRpcHandler:
+    _, service, name = ADS_PATH.split("/")
+    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(serve)
     return grpc.method_handlers_generic_handler(service, {name: method})
-
-
-def server_certificate(authority: DevelopmentCa, names: Iterable[str]) -> tuple[bytes, bytes]:
-    """Return (key, chain) of a certificate for these host names and addresses."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    start = datetime.fromtimestamp(authority.clock() - BACKDATED_SECONDS, UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(authority.root.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=SERVER_CERTIFICATE_DAYS))
-        .add_extension(
-            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=True
-        )
-        .sign(authority.key, SHA256())
-    )
-    return private_pem(key), certificate.public_bytes(Encoding.PEM)
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)

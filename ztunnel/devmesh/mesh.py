@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cni.agent.errors import ProxyLostError
 from cni.agent.zds_server import ZdsServer, serve_zds
 from cni.redirect.apply import apply_redirect
 from cni.redirect.plan import RedirectPlan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ztunnel.model.workload import Workload
     from ztunnel.state.store import Update
 
+DEATH_SECONDS = 1.0  # how long to wait for the status of a proxy that hung up on us
 READY_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
 
@@ -63,7 +65,14 @@ class DevMesh:
         pod = self.pods[workload.name]
         await trio.to_thread.run_sync(apply_redirect, pod.netns, plan or RedirectPlan(dns=True))
         info = PodInfo(workload.name, workload.namespace, workload.service_account)
-        await self.agents[pod.node.name].add(pod_uid(workload), info, pod.netns)
+        try:
+            await self.agents[pod.node.name].add(pod_uid(workload), info, pod.netns)
+        except ProxyLostError:
+            proxy = self.proxies[pod.node.name]
+            with trio.move_on_after(DEATH_SECONDS):
+                await proxy.process.wait()
+                raise explain_death(proxy) from None
+            raise
 
     async def listen(self, member: Member, port: int) -> trio.SocketListener:
         """Listen on a port of every address of a pod or host."""

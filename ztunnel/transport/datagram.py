@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from ztunnel.errors import ConfigError
 from ztunnel.linux import sockopt
+from ztunnel.model.network import Endpoint
 from ztunnel.telemetry.log import get
 from ztunnel.transport.reactor import READABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztunnel.model.network import Endpoint
     from ztunnel.transport.reactor import Reactor
     from ztunnel.transport.sockets import SocketFactory
 
@@ -40,7 +40,7 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 class DatagramListener:
     """A bound UDP socket in the reactor; every datagram goes to `received` with its sender."""
 
-    __slots__ = ("_reactor", "_received", "sock")
+    __slots__ = ("_reactor", "_received", "here", "sock")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class DatagramListener:
         received: Callable[[DatagramListener, bytes, SocketAddress], None],
     ) -> None:
         self.sock = sock
+        self.here = Endpoint.of(sock.getsockname())
         self._reactor = reactor
         self._received = received
         reactor.register(sock, self)

@@ -213,13 +213,39 @@ class MessageStream:
             trio.from_thread.run_sync(self._arrived.close, trio_token=self._loop)
 
 
+class _Shared:
+    """A channel for unary calls; once retired it closes after the last of them."""
+
+    __slots__ = ("_calls", "_is_retired", "channel", "roots")
+
+    def __init__(self, channel: grpc.Channel, roots: bytes) -> None:
+        self.channel = channel
+        self.roots = roots
+        self._calls = 0
+        self._is_retired = False
+
+    def begin(self) -> None:
+        self._calls += 1
+
+    def end(self) -> None:
+        self._calls -= 1
+        self._close_if_unused()
+
+    def retire(self) -> None:
+        self._is_retired = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._is_retired and not self._calls:
+            self.channel.close()
+
+
 class GrpcClient:
     """Calls to one server."""
 
     def __init__(self, access: GrpcAccess) -> None:
         self._access = access
-        self._channel: grpc.Channel | None = None
-        self._channel_roots = b""
+        self._shared: _Shared | None = None
 
     async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
         """Make a call that must be over in `seconds`.
@@ -228,12 +254,12 @@ class GrpcClient:
             CallError: it failed.
         """
         roots, metadata = await self._read()
-        channel = self._channel
-        if channel is None or roots != self._channel_roots:
-            # Calls under way keep the old one alive until they are done.
+        if self._shared is None or self._shared.roots != roots:
             channel = await self._connect(roots)
-            self._channel, self._channel_roots = channel, roots
-        start = channel.unary_unary(path, _as_is, _as_is)
+            self.close()
+            self._shared = _Shared(channel, roots)
+        shared = self._shared
+        start = shared.channel.unary_unary(path, _as_is, _as_is)
         call = start.future(request, timeout=seconds, metadata=metadata)
         done = trio.Event()
         loop = trio.lowlevel.current_trio_token()
@@ -242,17 +268,18 @@ class GrpcClient:
             with contextlib.suppress(trio.RunFinishedError):
                 loop.run_sync_soon(done.set)
 
+        shared.begin()
         call.add_done_callback(wake)
         try:
             await done.wait()
-        finally:
-            call.cancel()
-        try:
             return call.result()
         except grpc.RpcError as exc:
-            if self._access.alternative_hostname:
-                self._channel = None  # the server may have become the one with the other name
+            if self._access.alternative_hostname and shared is self._shared:
+                self.close()  # the server may have become the one with the other name
             raise _call_error(exc) from exc
+        finally:
+            call.cancel()
+            shared.end()
 
     async def stream(self, path: str) -> MessageStream:
         """Start a bidirectional call on a channel of its own; the caller closes it.
@@ -266,10 +293,10 @@ class GrpcClient:
         return MessageStream(await self._connect(roots), path, metadata)
 
     def close(self) -> None:
-        """End the unary calls under way; may be repeated."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        """Close the connection of the unary calls, once those under way are done."""
+        if self._shared is not None:
+            self._shared.retire()
+            self._shared = None
 
     async def _read(self) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         access = self._access
@@ -283,8 +310,12 @@ class GrpcClient:
         target, alternative = self._access.server.target, self._access.alternative_hostname
         credentials = grpc.ssl_channel_credentials(roots)
         channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
-        if alternative is None or await _can_connect(channel):
-            return channel
+        try:
+            if alternative is None or await _can_connect(channel):
+                return channel
+        except trio.Cancelled:
+            channel.close()
+            raise
         channel.close()
         override = ("grpc.ssl_target_name_override", alternative)
         return grpc.secure_channel(target, credentials, options=(*_OPTIONS, override))

@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from ztunnel.transport.sockets import Socket
 
 
+UNREAD_MOST = 1024 * 1024
+"""How many bytes of frames may wait for a peer that does not read; none of them is DATA.
+
+The core bounds what it answers by itself, by far less; this is for what streams are told.
+"""
+
+
 class Outbox:
     """Sends to a non-blocking socket and keeps, in order, what it does not take.
 
@@ -25,6 +32,10 @@ class Outbox:
     def blocked(self) -> bool:
         """Whether something is kept."""
         return self._kept is not None
+
+    def is_unread(self, more: int) -> bool:
+        """Tell whether the peer does not read while too much, `more` bytes, waits behind."""
+        return self._kept is not None and more > UNREAD_MOST
 
     def send(self, before: bytes, data: bytes | memoryview) -> None:
         """Send `before` and `data` in one call; nothing may be kept. Copies only what stays.

@@ -30,8 +30,11 @@ log = get("transport")
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 BROKEN = select.EPOLLERR
-HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-INTEREST = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+URGENT = select.EPOLLPRI
+# What makes a short read mean nothing: more may lie behind it, and no edge will tell. A read also
+# stops at a mark in the data (MSG_OOB), in front of it and behind it.
+HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | URGENT
+INTEREST = READABLE | WRITABLE | URGENT | select.EPOLLRDHUP | select.EPOLLET
 
 EVENTS_PER_TURN = 512  # what performance.md 3 was measured with
 TICK_SECONDS = 0.25  # how late a deadline may fire
@@ -207,14 +210,14 @@ class Reactor:
             handler.on_event(events)
         except Exception as error:  # the boundary of one connection: a bug ends it alone
             log.exception("connection handler failed", handler=type(handler).__name__)
-            handler.fail(error)
+            _give_up(handler, error)
 
     def _flush(self, connection: Flushable) -> None:
         try:
             connection.flush()
         except Exception as error:
             log.exception("connection flush failed", handler=type(connection).__name__)
-            connection.fail(error)
+            _give_up(connection, error)
 
     def _expire(self, now: float) -> None:
         # Callbacks set deadlines: those are for the next tick, and may be of a new duration.
@@ -231,3 +234,11 @@ class Reactor:
             callback()
         except Exception:  # a bug in one connection must not end the loop of all
             log.exception("deadline failed")
+
+
+def _give_up(broken: Handler | Flushable, error: Exception) -> None:
+    """Tell a connection of a bug; if that fails as well, the others must not suffer."""
+    try:
+        broken.fail(error)
+    except Exception:
+        log.exception("connection could not be given up", handler=type(broken).__name__)

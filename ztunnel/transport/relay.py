@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 READS_PER_TURN = 4  # performance.md 11
 SMALL_BYTES = 4096  # up to here, frames of one turn share a record (performance.md 11.4)
 PIECES_PER_SEND = 64  # well under IOV_MAX
+JOIN_BYTES = 16 * 1024  # kept pieces shorter than this grow, by a copy of about a microsecond
 H2_NO_ERROR = 0
 H2_CANCEL = 8
 H2_CONNECT_ERROR = 10
@@ -233,8 +234,7 @@ class StreamRelay:
             return
         chunks = event.chunks
         if self._pending is not None:
-            # Joined: a peer that sends single bytes must not cost us an object for each.
-            self._pending.append(memoryview(b"".join(chunks)))
+            keep(self._pending, chunks)
             self._hold(event.size)
             return
         if len(chunks) > PIECES_PER_SEND:
@@ -371,6 +371,18 @@ def rest(chunks: list[memoryview], sent: int) -> memoryview:
             left.append(chunk[sent:])
             sent = 0
     return memoryview(b"".join(left))
+
+
+def keep(pending: deque[memoryview], chunks: list[memoryview]) -> None:
+    """Copy `chunks` to the end.
+
+    Joined, also with what came before: a peer that sends single bytes must not cost us an object
+    for each, in memory that no window bounds.
+    """
+    if pending and len(pending[-1]) < JOIN_BYTES:
+        pending[-1] = memoryview(b"".join((pending[-1], *chunks)))
+    else:
+        pending.append(memoryview(b"".join(chunks)))
 
 
 def drop(pending: deque[memoryview], sent: int) -> None:

@@ -7,12 +7,13 @@ from the other until it has gone, so a slow reader holds its own sender only.
 from __future__ import annotations
 
 import errno
+import math
 from typing import TYPE_CHECKING
 
 from ztunnel.errors import PeerError
 from ztunnel.linux.sockopt import reset_on_close
 from ztunnel.transport.buffers import PLAIN_VIEW, UNIT_FIRST, grown
-from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, WRITABLE
+from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, URGENT, WRITABLE
 from ztunnel.transport.sockets import GONE
 from ztunnel.transport.splice import WORTH_BYTES, SplicePipe
 
@@ -56,7 +57,7 @@ class SocketSide:
         self._pair = pair
         self._pending: memoryview | None = None  # received here, not yet taken by the peer
         self._pipe: SplicePipe | None = None  # set once this direction has shown itself busy
-        self._worth_bytes = WORTH_BYTES
+        self._worth_bytes: float = WORTH_BYTES
         self._readable = self._hung_up = False
 
     def on_event(self, events: int) -> None:
@@ -67,6 +68,8 @@ class SocketSide:
             self.peer.resume()
         if events & HUNG_UP:
             self._hung_up = True
+            if events & URGENT:
+                self._worth_bytes = math.inf  # splice(2) never gets past a mark
             if events & BROKEN and self._is_stuck:
                 # A peer that does not read would keep us from ever seeing the abort.
                 self._pair.aborted(ConnectionResetError(errno.ECONNRESET, "reset"))
@@ -101,6 +104,7 @@ class SocketSide:
             if self.moved_bytes >= self._worth_bytes:
                 self._splice()
                 return
+            self.close_pipe()
             try:
                 size = self.sock.recv_into(PLAIN_VIEW, self.unit)
             except BlockingIOError:

@@ -130,6 +130,8 @@ class SocketFactory:
     def tune(self, sock: socket.socket) -> None:
         """Set what every established TCP socket of a proxy has."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # There is no urgent data in a tunnel: it travels as the ordinary byte that it is.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if self.keepalive is not None:
             sockopt.set_keepalive(sock, self.keepalive)
             if self.user_timeout:

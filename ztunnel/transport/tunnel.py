@@ -90,8 +90,7 @@ class Tunnel:
         self._outbox = Outbox(sock)
         self._waiting: dict[Resumable, None] = {}  # in order of arrival
         self._unit = UNIT_FIRST
-        self._hung_up = self._dirty = self._closed = False
-        self._draining = self._drain_told = False
+        self._hung_up = self._dirty = self._closed = self._draining = self._drain_told = False
         self._heartbeat = Heartbeat()
 
     def start(self, leftover: bytes) -> None:
@@ -286,6 +285,8 @@ class Tunnel:
             self._DISPATCH[type(event)](self, event)
             if self._closed:
                 return
+        if broken is None and self._outbox.is_unread(len(core.control)):
+            broken = TunnelError("the peer asks and reads no answers")
         if broken is not None:
             self.close(broken)
 

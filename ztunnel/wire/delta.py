@@ -289,25 +289,25 @@ class DeltaSession:
         outcome: _Outcome,
     ) -> None:
         """Decode one resource into `read`, or note why not."""
-        name = f"resource {number}"
+        name = ""
         notes: list[str] = []
         try:
             envelope = response.resource(number)
-            name = envelope.name or name
-            value, version = envelope.resource.value, envelope.version
+            name, version, payload = envelope.name, envelope.version, envelope.resource
+            value = payload.value
             outcome.value_bytes += len(value)
-            if envelope.name in gone:
+            if name in gone:
                 return
-            if version and kind.versions.get(envelope.name) == version:
+            if version and kind.versions.get(name) == version:
                 outcome.answers(kind, envelope)
                 return
-            _require(envelope.resource.type_url, response.type_url, "is of type")
+            _require(payload.type_url, response.type_url, "is of type")
             resource = _READERS[response.type_url](value, notes)
             key = key_of(resource)
             # Under another name we could never remove it again.
-            _require(key, envelope.name, "describes")
+            _require(key, name, "describes")
         except ResourceError as exc:
-            outcome.reject(name, str(exc))
+            outcome.reject(name or f"resource {number}", str(exc))
             return
         if notes:
             outcome.note(name, notes)

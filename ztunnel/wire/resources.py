@@ -56,6 +56,13 @@ DEFAULT_TRUST_DOMAIN = "cluster.local"
 DEFAULT_SERVICE_ACCOUNT = "default"
 DEFAULT_CLUSTER = "Kubernetes"
 
+# A new type of string and the one string of that value, in a single call: this is done very often.
+SHARED_STRINGS = 16384
+_namespace = lru_cache(SHARED_STRINGS)(Namespace)
+_trust_domain = lru_cache(SHARED_STRINGS)(TrustDomain)
+_account = lru_cache(SHARED_STRINGS)(ServiceAccount)
+_network = lru_cache(SHARED_STRINGS)(Network)
+
 TUNNELS: Mapping[int, TunnelProtocol] = {
     pb.NONE: TunnelProtocol.NONE,
     pb.HBONE: TunnelProtocol.HBONE,
@@ -135,19 +142,17 @@ def _workload(message: pb.Workload, notes: list[str]) -> Workload:
     return Workload(
         uid=WorkloadUid(message.uid),
         name=message.name,
-        namespace=Namespace(intern(message.namespace)),
-        trust_domain=TrustDomain(intern(message.trust_domain or DEFAULT_TRUST_DOMAIN)),
-        service_account=ServiceAccount(intern(message.service_account or DEFAULT_SERVICE_ACCOUNT)),
+        namespace=_namespace(message.namespace),
+        trust_domain=_trust_domain(message.trust_domain or DEFAULT_TRUST_DOMAIN),
+        service_account=_account(message.service_account or DEFAULT_SERVICE_ACCOUNT),
         ips=tuple([read_ip(packed, "workload.addresses") for packed in message.addresses]),
         hostname=message.hostname,
-        network=Network(intern(message.network)),
+        network=_network(message.network),
         # Traffic to a tunnel we cannot speak goes plain, as to a workload outside the mesh.
-        protocol=_choose(
-            TUNNELS, message.tunnel_protocol, TunnelProtocol.NONE, "tunnel_protocol", notes
-        ),
-        network_mode=_choose(
-            NETWORK_MODES, message.network_mode, NetworkMode.STANDARD, "network_mode", notes
-        ),
+        protocol=TUNNELS.get(message.tunnel_protocol)
+        or _guess(TunnelProtocol.NONE, message.tunnel_protocol, "tunnel_protocol", notes),
+        network_mode=NETWORK_MODES.get(message.network_mode)
+        or _guess(NetworkMode.STANDARD, message.network_mode, "network_mode", notes),
         native_tunnel=message.native_tunnel,
         application_tunnel=_application_tunnel(message.application_tunnel, notes)
         if message.HasField("application_tunnel")
@@ -165,20 +170,18 @@ def _workload(message: pb.Workload, notes: list[str]) -> Workload:
         node=intern(message.node),
         cluster_id=intern(message.cluster_id or DEFAULT_CLUSTER),
         locality=_locality(message),
-        health=_choose(HEALTH, message.status, Health.UNHEALTHY, "status", notes),
+        health=HEALTH.get(message.status)
+        or _guess(Health.UNHEALTHY, message.status, "status", notes),
         capacity=message.capacity.value if message.HasField("capacity") else 1,
         policies=_policy_keys(tuple(message.authorization_policies)),
         services=_services(message),
     )
 
 
-def _choose(known: Mapping[int, T], number: int, fallback: T, field: str, notes: list[str]) -> T:
-    """Return what an enumeration value means to us, `fallback` if we do not know it."""
-    found = known.get(number)
-    if found is None:
-        notes.append(f"{field}: {number} is not known; taken as {fallback}")
-        return fallback
-    return found
+def _guess(fallback: T, number: int, field: str, notes: list[str]) -> T:
+    """Return what an enumeration value that we do not know is taken as, and note it."""
+    notes.append(f"{field}: {number} is not known; taken as {fallback}")
+    return fallback
 
 
 def _locality(message: pb.Workload) -> Locality:
@@ -244,14 +247,14 @@ def _gateway(message: pb.GatewayAddress, field: str) -> GatewayAddress:
         case "address":
             address = message.address
             ip = read_ip(address.address, f"{field}.address")
-            return GatewayAddress(NetworkAddress(Network(intern(address.network)), ip), port)
+            return GatewayAddress(NetworkAddress(_network(address.network), ip), port)
         case _:
             raise ResourceError(f"{field}: neither hostname nor address is set")
 
 
 @lru_cache(maxsize=4096)
 def _shared_gateway(namespace: str, hostname: str, port: Port) -> GatewayAddress:
-    return GatewayAddress(NamespacedHostname(Namespace(intern(namespace)), hostname), port)
+    return GatewayAddress(NamespacedHostname(_namespace(namespace), hostname), port)
 
 
 def _service(message: pb.Service, notes: list[str]) -> Service:
@@ -260,7 +263,7 @@ def _service(message: pb.Service, notes: list[str]) -> Service:
     vips, ranges = _vips(message)
     return Service(
         name=message.name,
-        namespace=Namespace(intern(message.namespace)),
+        namespace=_namespace(message.namespace),
         hostname=message.hostname,
         vips=vips,
         cidr_vips=ranges,
@@ -295,7 +298,7 @@ def _vips(message: pb.Service) -> tuple[tuple[NetworkAddress, ...], tuple[Networ
     ranges: list[NetworkCidr] = []
     field = "service.addresses"
     for vip in message.addresses:
-        network = Network(intern(vip.network))
+        network = _network(vip.network)
         if not vip.HasField("length") or vip.length == 8 * len(vip.address):
             vips.append(NetworkAddress(network, read_ip(vip.address, field)))
         else:
@@ -318,12 +321,10 @@ def _load_balancer(message: pb.LoadBalancing, notes: list[str]) -> LoadBalancer:
             notes.append(f"load_balancing.routing_preference: {number} is not known; ignored")
     return LoadBalancer(
         routing_preferences=tuple(preferences),
-        mode=_choose(MODES, message.mode, BalanceMode.STANDARD, "load_balancing.mode", notes),
-        health_policy=_choose(
-            HEALTH_POLICIES,
-            message.health_policy,
-            HealthPolicy.ONLY_HEALTHY,
-            "load_balancing.health_policy",
-            notes,
+        mode=MODES.get(message.mode)
+        or _guess(BalanceMode.STANDARD, message.mode, "load_balancing.mode", notes),
+        health_policy=HEALTH_POLICIES.get(message.health_policy)
+        or _guess(
+            HealthPolicy.ONLY_HEALTHY, message.health_policy, "load_balancing.health_policy", notes
         ),
     )

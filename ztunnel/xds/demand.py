@@ -6,6 +6,13 @@ what was asked for under a name we could not foresee (a range of addresses), so 
 at as well. An address that does not exist is remembered for a while. A name without an answer is
 given up when nobody waits for it any more, so that the server does not watch it for ever.
 
+How a connection uses it:
+
+    fetched: set[str] = set()
+    while isinstance(answer := route(..., on_demand=True, fetched=fetched), UnknownAddress):
+        await demand.fetch(answer.what)
+        fetched.add(answer.what)
+
 The reference's mode does not work (16.9 to 16.11): it wakes nobody who asked by address, drops the
 first of two waiters, and has no time limit.
 """

@@ -15,13 +15,14 @@ from tests.support.dns import FakeClient
 from tests.support.resolvers import a_resolver, answered, silence
 from ztunnel.dns import resolver as module
 from ztunnel.dns.resolver import Naming, Pending, Resolver, Transport
-from ztunnel.dns.upstream import Upstream
+from ztunnel.dns.upstream import Outcome, Upstream
 from ztunnel.model.identity import Namespace
 from ztunnel.model.network import Endpoint, parse_ip
 from ztunnel.model.service import Service
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.log import PIPELINE
 from ztunnel.telemetry.metrics import Metrics
+from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.sockets import SocketFactory
 
 CART = a_service(vips=["10.0.0.1", "2001:db8::1"])
@@ -37,7 +38,7 @@ class Bench:
         self.client = client or FakeClient.web()
         self.metrics = Metrics()
         self.upstream = Upstream(
-            SocketFactory(netns=None, mark=None, keepalive=None), random.Random(1)
+            SocketFactory(netns=None, mark=None, keepalive=None), Reactor(), random.Random(1)
         )
         self.resolver = Resolver(
             client=self.client,
@@ -64,13 +65,33 @@ class Bench:
     async def finish(self, data: bytes, *servers: Endpoint, by: Transport = UDP) -> list[bytes]:
         outcome = self.resolver.ask(data, by)
         assert isinstance(outcome, Pending)
+        if by is TCP or outcome.plan is None:
+            return await self.finish_stream(outcome, *servers)
+        forwarded = self.resolver.forwarded(outcome)
+        outcomes: list[bytes] = []
+        ended = trio.Event()
+
+        def end(result: Outcome) -> None:
+            outcomes.append(forwarded.ended(result))
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.upstream.reactor.run)
+            self.upstream.ask_datagram(data, outcome.query, servers, end)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+        self.upstream.close()
+        self.upstream.reactor = Reactor()
+        return outcomes
+
+    async def finish_stream(self, pending: Pending, *servers: Endpoint) -> list[bytes]:
         delivered: list[bytes] = []
 
         async def deliver(answer: bytes) -> None:
             await trio.lowlevel.checkpoint()
             delivered.append(answer)
 
-        await self.resolver.finish(outcome, servers, deliver)
+        await self.resolver.finish_stream(pending, servers, deliver)
         return delivered
 
 
@@ -87,6 +108,7 @@ def test_a_mesh_name_is_answered_at_once() -> None:
     assert records(bench.answer(a_query())) == ["cart.shop. 30 IN A 10.0.0.1"]
     assert bench.count("dns_requests") == 1
     assert bench.count("dns_upstream_requests") == 0
+    assert bench.count("dns_answers", "mesh", "noerror") == 1
 
 
 def test_an_answer_that_is_remembered_has_the_id_of_who_asks() -> None:
@@ -121,7 +143,9 @@ def test_some_messages_deserve_no_answer(data: bytes) -> None:
 
 
 def test_a_malformed_query_is_refused_at_once() -> None:
-    assert Bench().answer(a_query()[:20]).rcode() == dns.rcode.FORMERR
+    bench = Bench()
+    assert bench.answer(a_query()[:20]).rcode() == dns.rcode.FORMERR
+    assert bench.count("dns_answers", "proxy", "formerr") == 1
 
 
 @pytest.mark.parametrize(
@@ -163,6 +187,7 @@ async def test_what_upstream_says_of_other_names_is_passed_on(rcode: dns.rcode.R
     async with a_resolver(lambda asked, _: [answered(asked, rcode=rcode)]) as upstream:
         assert await bench.finish(data, upstream.endpoint) == [answered(data, rcode=rcode)]
     assert bench.count("dns_upstream_failures") == 1
+    assert bench.count("dns_answers", "upstream", dns.rcode.to_text(rcode).lower()) == 1
 
 
 @pytest.mark.parametrize(
@@ -183,6 +208,8 @@ async def test_a_mesh_name_never_does_not_exist(
     reply = dns.message.from_wire(answer)
     assert (reply.id, reply.rcode()) == (4711, heard)
     assert bool(reply.authority) == (said != heard)
+    source = "upstream" if said == heard else "mesh"
+    assert bench.count("dns_answers", source, dns.rcode.to_text(heard).lower()) == 1
 
 
 async def test_records_that_upstream_has_of_a_mesh_name_are_passed_on() -> None:
@@ -202,6 +229,7 @@ async def test_a_failure_upstream_is_servfail(by: Transport) -> None:
     reply = dns.message.from_wire(answer)
     assert (reply.id, reply.rcode()) == (4711, dns.rcode.SERVFAIL)
     assert bench.count("dns_upstream_failures", "a", by, "web", "v1") == 1
+    assert bench.count("dns_answers", "proxy", "servfail") == 1
 
 
 async def test_a_limit_upstream_is_servfail_and_counted() -> None:
@@ -244,13 +272,7 @@ async def test_a_pod_that_becomes_known_may_ask_upstream() -> None:
     bench.client.known = a_workload("web")
     bench.client.told.set()
     async with a_resolver(lambda asked, _: [answered(asked)]) as upstream:
-        delivered: list[bytes] = []
-
-        async def deliver(answer: bytes) -> None:
-            await trio.lowlevel.checkpoint()
-            delivered.append(answer)
-
-        await bench.resolver.finish(outcome, [upstream.endpoint], deliver)
+        delivered = await bench.finish_stream(outcome, upstream.endpoint)
     assert delivered == [answered(a_query("example.org"))]
     assert bench.count("dns_requests", "a", "udp", "unknown", "unknown") == 1
 

@@ -17,6 +17,8 @@ from tests.support.resolvers import a_resolver, answered, silence
 from tests.support.tunnels import open_descriptors
 from ztunnel.config import Config
 from ztunnel.dns import server as module
+from ztunnel.dns.meant import Meant
+from ztunnel.dns.resolver import Forwarded
 from ztunnel.dns.server import DnsServer, DnsSettings
 from ztunnel.errors import ConfigError
 from ztunnel.model.network import Endpoint
@@ -77,8 +79,8 @@ def an_asker(served: Served) -> Asker:
 
 def meaning(served: Served, meant: Endpoint | OSError | None) -> FakeConntrack:
     table = FakeConntrack(meant)
-    served.server._conntrack.close()
-    served.server._conntrack = table
+    served.server._meant.close()
+    served.server._meant = Meant(table, served.server._meant._fallback)
     return table
 
 
@@ -200,25 +202,61 @@ async def test_silence_and_refusals_do_not_stop_the_server() -> None:
         assert (await asker.asks(a_query())).answer
 
 
-async def test_a_bug_ends_one_query_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["corrected", "forwarded", "known", "answered"])
+async def test_a_bug_ends_one_query_only(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def late_bug(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    client = FakeClient.web()
+    async with (
+        a_resolver(lambda data, _: [answered(data, RECORD)]) as resolver,
+        a_dns_server(STORE, client=client) as served,
+    ):
+        meaning(served, resolver.endpoint)
+        asker, known = an_asker(served), client.known
+        dns_resolver = served.server.resolver
+        match where:
+            case "corrected":
+                monkeypatch.setattr(Forwarded, where, bug)
+            case "answered":
+                monkeypatch.setattr(dns_resolver.tally, where, bug)
+            case "forwarded":
+                monkeypatch.setattr(dns_resolver, where, bug)
+            case "known":
+                client.known = None
+                monkeypatch.setattr(dns_resolver, where, late_bug)
+        with structlog.testing.capture_logs() as lines:
+            await asker.send(a_query("example.org"))
+            while not served.counted("bugs", "dns"):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        assert [line["event"] for line in lines] == ["DNS query failed unexpectedly"]
+        assert not served.server._under_way
+        monkeypatch.undo()
+        client.known = known
+        assert (await asker.asks(a_query("example.org"))).answer
+
+
+async def test_by_tcp_a_bug_ends_one_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_dns_server(STORE) as served:
 
-        async def finish(*_: object) -> None:
+        async def finish_stream(*_: object) -> None:
             await trio.lowlevel.checkpoint()
             raise ZeroDivisionError
 
-        monkeypatch.setattr(served.server.resolver, "finish", finish)
-        asker, here = an_asker(served), served.server.addresses[0]
+        monkeypatch.setattr(served.server.resolver, "finish_stream", finish_stream)
+        here = served.server.addresses[0]
         with structlog.testing.capture_logs() as lines:
-            await asker.send(a_query("example.org"))
             async with await trio.open_tcp_stream(str(here.ip), here.port) as stream:
                 await stream.send_all(framed(a_query("example.org")))
                 with trio.fail_after(2):
                     assert await stream.receive_some() == b""
-        assert (await asker.asks(a_query())).answer
-        assert served.counted("bugs", "dns") == 2
-        unexpected = [line for line in lines if line["event"] == "DNS query failed unexpectedly"]
-        assert len(unexpected) == 2
+        assert (await an_asker(served).asks(a_query())).answer
+        assert served.counted("bugs", "dns") == 1
+        assert [line["event"] for line in lines] == ["DNS query failed unexpectedly"]
 
 
 async def test_a_connection_that_is_gone_before_it_is_served_is_no_bug() -> None:

@@ -35,7 +35,7 @@ class FakeResolver:
             return query.name.encode()
         return Pending(data, query, None, transport)
 
-    async def finish(self, pending: Pending, servers: object, deliver) -> None:
+    async def finish_stream(self, pending: Pending, servers: object, deliver) -> None:
         event = self.waiting[pending.query.name] = trio.Event()
         await event.wait()
         await deliver(pending.query.name.encode())

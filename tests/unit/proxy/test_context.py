@@ -67,6 +67,28 @@ async def test_a_workload_that_comes_in_time_is_waited_for() -> None:
         assert await context.known_workload() == CART
 
 
+async def test_a_workload_that_changes_while_it_is_waited_for_is_given_as_it_is_now() -> None:
+    strict = a_workload("cart-0", sa="cart", policies=["shop/strict"])
+    async with a_mesh() as mesh:
+        context = a_context(mesh)
+        mesh.put(CART)
+        found = []
+
+        async def look_up() -> None:
+            found.append(await context.known_workload() == context.workload())
+
+        async def turn_on_strict() -> None:
+            mesh.put(strict)
+
+        # In whatever order tasks are woken: who is judged by an old record stays so judged.
+        for _ in range(20):
+            mesh.put(CART)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look_up)
+                nursery.start_soon(turn_on_strict)
+        assert all(found)
+
+
 async def test_a_workload_that_does_not_come_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(module, "LOCAL_WORKLOAD_SECONDS", 0.01)
     async with a_mesh() as mesh:

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from tests.support.certs import a_certificate, a_name
 from tests.support.flow import Pair, a_pair
-from tests.support.peers import echo, read_to_end
+from tests.support.peers import echo, random_bytes, read_to_end
 from tests.support.scripted import a_scripted_client
 from ztunnel.errors import (
     DeniedError,
@@ -144,6 +144,26 @@ async def test_a_client_that_gives_up_before_it_is_connected_leaves_no_dial() ->
             [line] = await pair.lines.wait_for_ends(1)
             assert line["error"] == "client reset the stream before it was connected (code 8)"
             assert len(pair.server.context.live) == 1
+
+
+async def test_what_comes_before_the_answer_counts_for_what_the_tunnel_may_hold() -> None:
+    async with a_pair() as pair:
+        pair.app.socket.listen(0)
+        async with a_client(pair) as client:
+            first = await client.request(authority_of(pair))
+            assert (await answer(client, first))[b":status"] == b"200"
+            stream = await client.request(authority_of(pair))
+            for byte in random_bytes(2000, seed=1):
+                client.h2.send_data(stream, bytes([byte]))
+            client.h2.ping(b"12345678")
+            await client.send()
+            await client.until(h2.events.PingAckReceived)
+            [tunnel] = pair.server.tunnels.all()
+            assert tunnel._held_bytes == 2000
+            client.h2.reset_stream(stream, 8)
+            await client.send()
+            await pair.lines.wait_for_ends(1)
+            assert tunnel._held_bytes == 0
 
 
 async def test_a_half_closed_request_is_served_to_its_end() -> None:

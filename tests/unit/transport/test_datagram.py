@@ -53,6 +53,7 @@ async def test_a_bound_socket_gets_what_is_sent_and_answers(nursery: trio.Nurser
     sock = datagram.bind_datagram(OURS, Endpoint.parse(host))
     here = Endpoint.of(sock.getsockname())
     listener = DatagramListener(reactor, sock, inbox)
+    assert listener.here == here
     nursery.start_soon(reactor.run)
     with datagram.connect_datagram(OURS, here) as asking:
         asking.send(b"ping")
@@ -187,6 +188,9 @@ async def test_a_socket_that_fails_to_receive_carries_on() -> None:
 
         def fileno(self) -> int:
             return 9
+
+        def getsockname(self) -> SocketAddress:
+            return "127.0.0.1", 53
 
         def recvfrom(self, size: int):
             step = self.script.pop(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from ztunnel.config import Config
-from ztunnel.devmesh.control_plane import server_certificate
+from ztunnel.devmesh.ca_server import server_credentials
 from ztunnel.errors import CallError, LimitError
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.settings import ServerUrl, Source, SourceKind
@@ -30,6 +31,7 @@ class EchoServer:
 
     def __init__(self, *names: str) -> None:
         self.seen: list[dict[str, str]] = []
+        self.is_waiting = threading.Event()
         self.released = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         methods = {
@@ -39,7 +41,7 @@ class EchoServer:
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler("lab.Echo", methods)]
         )
-        credentials = grpc.ssl_server_credentials([server_certificate(AUTHORITY, names)])
+        credentials = server_credentials(AUTHORITY, names)
         self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self._server.start()
 
@@ -53,6 +55,7 @@ class EchoServer:
     def _unary(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self._note(context)
         if request == b"wait":
+            self.is_waiting.set()
             self.released.wait(SECONDS)
         if request == b"abort":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you")
@@ -207,6 +210,14 @@ async def test_the_servers_name_must_be_its_own_or_the_alternative(
         server.stop()
 
 
+async def test_a_server_that_never_shakes_hands_can_be_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        client = GrpcClient(access(mute.getsockname()[1], alternative_hostname="istiod.test"))
+        with trio.move_on_after(0.2) as scope:
+            await client.stream("/lab.Echo/Stream")
+    assert scope.cancelled_caught
+
+
 async def test_a_stream_carries_messages_both_ways_until_the_server_ends_it(
     server: EchoServer,
 ) -> None:
@@ -312,3 +323,23 @@ def test_the_configuration_says_where_and_whom_to_trust() -> None:
     assert (xds.alternative_hostname, ca.alternative_hostname) == (None, "alt")
     assert xds.token is ca.token is token
     assert "hush" not in repr(xds)
+
+
+async def test_calls_under_way_survive_a_new_root(server: EchoServer, tmp_path: Path) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(AUTHORITY.roots_pem)
+    client = GrpcClient(access(server.port, root=Source(SourceKind.FILE, str(path))))
+    answers: list[bytes] = []
+
+    async def slow() -> None:
+        answers.append(await echo(client, b"wait"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow)
+        await trio.to_thread.run_sync(server.is_waiting.wait, SECONDS)
+        path.write_bytes(AUTHORITY.roots_pem + DevelopmentCa.create().roots_pem)
+        assert await echo(client) == b"hello"
+        assert answers == []
+        server.released.set()
+    assert answers == [b"wait"]
+    client.close()

@@ -116,6 +116,33 @@ async def test_a_handler_that_fails_is_told_so_and_the_others_go_on(two) -> None
         close(two)
 
 
+async def test_a_handler_that_cannot_even_give_up_does_not_stop_the_others(two) -> None:
+    class Hopeless(Reads):
+        def fail(self, error: Exception) -> None:
+            super().fail(error)
+            raise RuntimeError("a second bug")
+
+        def flush(self) -> None:
+            raise RuntimeError("a bug")
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    async with a_reactor() as reactor:
+        bad, good = Hopeless(two[0][0], broken), Reads(two[1][0])
+        for handler in (bad, good):
+            reactor.register(handler.sock, handler)
+        two[0][1].send(b"x")
+        await bad.until("fail")
+        reactor.flush_later(bad)
+        await bad.until("fail", 2)
+        two[1][1].send(b"x")
+        await good.until("read")
+        for handler in (bad, good):
+            reactor.forget(handler.sock)
+        close(two)
+
+
 class Flushed(Heard):
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__()

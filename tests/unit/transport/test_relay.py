@@ -27,6 +27,7 @@ from ztunnel.errors import DeniedError, PeerError
 from ztunnel.transport import relay as module
 from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.relay import StreamRelay, drop, rest
+from ztunnel.wire.hbone.events import DataReceived
 from ztunnel.wire.hbone.settings import HboneSettings
 
 KIB, MIB = 1024, 1024 * 1024
@@ -259,6 +260,18 @@ async def test_thousands_of_tiny_frames_are_written_at_once_or_kept_as_one() -> 
         assert len(both.server._pending or ()) < 1000
         received = await read_exactly(both.server_app, 20 * len(content))
         assert received == content * 20
+
+
+async def test_bytes_that_come_one_by_one_for_a_slow_reader_are_kept_together() -> None:
+    content = random_bytes(60_000, seed=7)
+    async with joined() as both:
+        relay, stream = both.server, both.server._stream
+        relay.sock.send(bytes(8 * MIB))  # as much as the application's socket takes
+        for byte in content:
+            # One event each, as when every frame comes in a packet of its own.
+            relay.on_data(DataReceived(stream, [memoryview(bytes([byte]))], 1))
+        assert len(relay._pending or ()) < 20
+        assert relay._holding == len(content)
 
 
 async def test_a_preface_comes_first_and_is_neither_counted_nor_credited() -> None:

@@ -191,6 +191,27 @@ async def test_a_peer_that_does_not_read_blocks_and_the_waiting_are_resumed() ->
         reactor.register(pair.server.sock, pair.server)
 
 
+async def test_a_peer_that_asks_without_end_and_reads_no_answer_is_cut_off() -> None:
+    async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
+        server, owner = pair.server, pair.server_owner
+        refuse = lambda _, request: server.core.refuse(request.stream, 400)  # noqa: E731
+        owner.on_request = refuse
+        server._outbox.send(b"", bytes(16 << 20))  # more than the two sockets take
+        reactor.forget(pair.client.sock)
+        assert server.blocked
+        headers = pair.client.core
+        with trio.fail_after(20):
+            while not server.closed:
+                for _ in range(100):
+                    stream = headers.open(CONNECT)
+                    del headers.streams[stream.id]
+                pair.client.flush()
+                await trio.testing.wait_all_tasks_blocked()
+        assert "reads no answers" in str(owner.heard("on_closed")[0][1])
+        assert len(server.core.control) < 2 << 20
+        reactor.register(pair.client.sock, pair.client)
+
+
 async def test_a_silent_peer_is_pinged_and_then_given_up(quick_ticks, monkeypatch) -> None:
     monkeypatch.setattr(module, "PING_SECONDS", 0.01)
     ours, theirs = socket_pair()

@@ -217,6 +217,15 @@ def test_a_large_response_goes_over_in_slices_with_removals_last() -> None:
     assert [list(part.removed) for part in arrived] == [[], [], ["x/y"]]
 
 
+def test_the_envelope_of_a_large_response_is_read_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delta, "FIELDS_PER_STEP", 10)
+    steps = list(a_session().receive(a_response(*many(35))))
+    assert sum(isinstance(step, Paused) for step in steps) == 3
+    assert sum(len(step.resources) for step in steps if isinstance(step, Arrived)) == 35
+
+
 def test_a_session_cut_between_slices_claims_only_what_was_applied() -> None:
     session = a_session()
     steps = session.receive(a_response(*many(2 * delta.RESOURCES_PER_STEP)))

@@ -160,6 +160,7 @@ def test_who_waits_while_connecting_is_answered_at_once() -> None:
     conversation.connect(["/192.0.2.77", "/192.0.2.99"])
     assert key_of(ALONE) in conversation.names
     assert conversation.removed == ["/192.0.2.99"]
+    assert conversation.server.push(MESH) == []
 
 
 def test_a_first_request_without_a_node_is_refused() -> None:

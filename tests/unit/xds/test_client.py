@@ -22,7 +22,7 @@ from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel.xds import client as module
 from ztunnel.xds.backoff import MAX_SECONDS
 from ztunnel.xds.client import XdsClient, as_update
-from ztunnel.xds.demand import Answer, Demand
+from ztunnel.xds.demand import ABSENT_SECONDS, Answer, Demand
 
 NODE = NodeInfo("ztunnel~192.0.2.1~a.b~b.svc.cluster.local", {})
 CART = a_workload("cart-0", workload_type="pod", cluster_id="Kubernetes")
@@ -299,6 +299,37 @@ async def test_a_question_asked_while_away_is_answered_on_the_next_stream(
     await wait_all_tasks_blocked()
     assert await lab.demand.fetch("/192.0.2.10") is Answer.KNOWN
     assert len(lab.streams) == 2
+
+
+async def test_what_did_not_exist_is_asked_for_again_after_a_while(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    lab = Lab(on_demand=True)
+    assert lab.demand is not None
+    nursery.start_soon(lab.client.run)
+    await wait_all_tasks_blocked()
+    lab.streams[0].snapshot = Snapshot()
+    assert await lab.demand.fetch("/192.0.2.10") is Answer.ABSENT
+    lab.streams[0].snapshot = MESH
+    assert await lab.demand.fetch("/192.0.2.10") is Answer.ABSENT
+    await trio.sleep(ABSENT_SECONDS)
+    assert await lab.demand.fetch("/192.0.2.10") is Answer.KNOWN
+
+
+async def test_an_unknown_value_is_no_reason_to_refuse_a_workload(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    lab = Lab()
+    nursery.start_soon(lab.client.run)
+    await wait_all_tasks_blocked()
+    odd = pb.DeltaDiscoveryResponse(type_url=ADDRESS_TYPE, nonce="n")
+    resource = odd.resources.add(name="odd")
+    resource.resource.type_url = ADDRESS_TYPE
+    resource.resource.value = b"\x0a\x08\xa2\x01\x03odd\x28\x09"  # a tunnel protocol numbered 9
+    lab.streams[0].deliver(odd.SerializeToString())
+    await wait_all_tasks_blocked()
+    assert [w.uid for w in lab.store.workloads.all()] == [CART.uid, "odd"]
+    assert lab.streams[0].server.refusals == []
 
 
 def test_a_removed_name_may_be_a_workload_or_a_service() -> None:

@@ -3,19 +3,30 @@ from __future__ import annotations
 import pytest
 
 from cni.agent import errors
+from cni.agent.errors import AgentError, ExpiredError, KubeError, SocketPathError, UsurpedError
 from ztunnel.errors import ConfigError, ZtunnelError
 
-KINDS = [errors.NoProxyError, errors.ProxyLostError, errors.ProxyRefusedError]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, AgentError) and kind is not AgentError
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_reason_to_wait_is_an_agent_error_with_a_name_of_its_own(
-    kind: type[errors.AgentError],
-) -> None:
-    assert issubclass(kind, errors.AgentError)
+def test_each_reason_a_pod_waits_is_told_apart(kind: type[AgentError]) -> None:
     assert issubclass(kind, ZtunnelError)
-    assert sum(other.reason == kind.reason for other in KINDS) == 1
+    assert kind.reason != AgentError.reason
+    assert [other for other in KINDS if other.reason == kind.reason] == [kind]
 
 
-def test_a_bad_socket_path_is_a_matter_of_configuration() -> None:
-    assert issubclass(errors.SocketPathError, ConfigError)
+@pytest.mark.parametrize("kind", [SocketPathError, UsurpedError])
+def test_a_node_with_two_agents_is_no_pods_fault(kind: type[ConfigError]) -> None:
+    assert issubclass(kind, ConfigError)
+    assert not issubclass(kind, AgentError)
+
+
+def test_an_answer_of_the_api_keeps_its_status() -> None:
+    assert KubeError("no", status=403).status == 403
+    assert KubeError("no").status is None
+    assert isinstance(ExpiredError("old", status=410), KubeError)

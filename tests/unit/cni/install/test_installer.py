@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -166,6 +165,33 @@ def test_a_kubeconfig_that_cannot_be_written_is_an_error(node: Node, primary: Pa
     assert primary.read_bytes() == CHAIN
 
 
+def test_a_kubeconfig_that_cannot_be_removed_is_an_error_and_a_missing_one_is_none(
+    node: Node, primary: Path
+) -> None:
+    files = NodeFiles(node.settings())
+    files.install()
+    (node.run_dir / FILE_NAME).mkdir()
+    with pytest.raises(KubeconfigError):
+        files.uninstall()
+    shutil.rmtree(node.run_dir)
+    files.uninstall()
+    assert primary.read_bytes() == CHAIN
+    assert not (node.plugins / LAUNCHER).exists()
+
+
+def test_a_single_plugin_s_file_comes_back(node: Node) -> None:
+    single = node.confs / "10-pods.conf"
+    single.write_bytes(b'{"name": "pods", "type": "ptp"}\n')
+    single.chmod(0o604)
+    before = node.files()
+    files = NodeFiles(node.settings())
+    files.install()
+    assert node.chain() == ["ptp", "istio-cni"]
+    assert (node.confs / "10-pods.conflist").stat().st_mode & 0o777 == 0o604
+    files.uninstall()
+    assert node.files() == before
+
+
 @pytest.mark.parametrize(("group", "mode"), [("false", 0o600), ("true", 0o640)])
 def test_a_file_of_our_own_has_the_permissions_that_were_chosen(
     node: Node, group: str, mode: int
@@ -256,6 +282,15 @@ async def test_a_pass_that_fails_says_so_and_is_tried_again(node: Node) -> None:
         await heard.until(ready=[True])
 
 
+async def test_a_plugin_that_cannot_be_laid_down_is_counted_as_such(
+    node: Node, primary: Path
+) -> None:
+    async with running(node, CNI_BIN_DIR="/" + "x" * 200) as heard:
+        await heard.until(passes=1)
+        assert heard.results == [InstallResult.COPY_BINARIES_FAILURE]
+        assert primary.read_bytes() == CHAIN
+
+
 async def test_readiness_ends_with_the_installation(node: Node, primary: Path) -> None:
     heard = Heard()
     installer = Installer(NodeFiles(node.settings()), set_ready=heard.set_ready, count=heard.count)
@@ -266,7 +301,3 @@ async def test_readiness_ends_with_the_installation(node: Node, primary: Path) -
     await installer.uninstall()
     assert heard.ready == [True, False]
     assert primary.read_bytes() == CHAIN
-
-
-def test_the_interpreter_is_not_a_virtual_environment_s_link() -> None:
-    assert Path(getattr(sys, "_base_executable", sys.executable)).exists()

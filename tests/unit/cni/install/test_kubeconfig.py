@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import yaml
 
-from cni.install.kubeconfig import Credentials, kubeconfig
+from cni.install.kubeconfig import Credentials, kubeconfig, read_credentials
 
 
 def the_file(**changes: object) -> dict[str, object]:
@@ -56,3 +57,17 @@ def test_without_an_authority_the_server_is_not_verified() -> None:
 def test_a_token_cannot_break_out_of_its_place() -> None:
     token = 'x"\n  admin: true\n'
     assert the_file(token=token)["users"] == [{"name": "istio-cni", "user": {"token": token}}]
+
+
+def test_the_agent_s_own_account_is_read(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "ca.crt").write_bytes(b"PEM")
+    env = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+    credentials = read_credentials(env, tmp_path)
+    assert credentials.server() == "https://10.96.0.1:443"
+    assert (credentials.token, credentials.authority) == ("secret", b"PEM")
+    (tmp_path / "ca.crt").unlink()
+    assert read_credentials({**env, "SKIP_TLS_VERIFY": "true"}, tmp_path).authority is None
+    (tmp_path / "other.crt").write_bytes(b"OTHER")
+    other = read_credentials({**env, "KUBE_CA_FILE": str(tmp_path / "other.crt")}, tmp_path)
+    assert other.authority == b"OTHER"

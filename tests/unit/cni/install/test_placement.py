@@ -166,6 +166,11 @@ def test_a_single_plugin_written_again_at_the_very_end_stays() -> None:
     assert removed(inside) == {"10-b.conf": newer}
 
 
+def test_what_was_put_aside_is_forgotten_when_its_owner_has_made_all_anew() -> None:
+    newer = {"10-b.conf": SINGLE, "10-b.conflist": LATER}
+    assert removed({**newer, "10-b.conf" + SAVED_ENDING: SINGLE}) == newer
+
+
 def test_a_chain_of_ours_that_somebody_extended_stays_a_chain() -> None:
     inside = installed({"10-b.conf": SINGLE})
     wrapped = json.loads(inside["10-b.conflist"])
@@ -198,6 +203,22 @@ def test_what_the_reference_left_is_taken_over_and_removed() -> None:
     after = installed({"10-b.conflist": theirs})
     assert json.loads(after["10-b.conflist"])["plugins"] == [{"type": "ptp"}, OURS]
     assert removed({"10-b.conflist": theirs}) == {"10-b.conflist": CHAIN}
+
+
+def as_the_reference_would(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Join the chain as the reference's agent does, which looks at the type of entries only."""
+    chain = json.loads(files["10-b.conflist"])
+    if any(plugin["type"] == "istio-cni" for plugin in chain["plugins"]):
+        return files
+    chain["plugins"].append({"type": "istio-cni", "kubernetes": {}})
+    return {**files, "10-b.conflist": json.dumps(chain, sort_keys=True, indent=2).encode()}
+
+
+def test_two_agents_at_one_chain_come_to_rest_with_our_entry() -> None:
+    for files in ({"10-b.conflist": CHAIN}, as_the_reference_would({"10-b.conflist": CHAIN})):
+        settled = installed(as_the_reference_would(installed(files)))
+        assert installed(settled) == as_the_reference_would(settled) == settled
+        assert json.loads(settled["10-b.conflist"])["plugins"] == [{"type": "ptp"}, OURS]
 
 
 def test_a_file_that_holds_nobody_but_us_goes_away() -> None:

@@ -60,6 +60,11 @@ def test_other_commands_are_refused(command: str) -> None:
 def test_a_second_delete_comes_without_netns_and_with_nonsense_in_the_arguments() -> None:
     call = parse_environment({**ADD, "CNI_COMMAND": "DEL", "CNI_NETNS": "", "CNI_ARGS": "=;=="})
     assert call.netns == ""
+    assert (call.pod.name, call.pod.namespace, call.pod.uid) == ("", "", "")
+
+
+def test_a_delete_names_its_pod_for_the_log() -> None:
+    assert parse_environment({**ADD, "CNI_COMMAND": "DEL"}).pod.name == "cart"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,14 @@ def test_nobody_waits_for_the_body_of_a_success(
     assert receive(ours, Deadline(SOON), body_bytes_max=10) == (200, b"")
 
 
+def test_a_body_of_many_pieces_is_joined() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        theirs.sendall(http_answer(500, "x" * 100_000))
+        theirs.shutdown(socket.SHUT_WR)
+        assert receive(ours, Deadline(SOON), body_bytes_max=200_000) == (500, b"x" * 100_000)
+
+
 def test_a_body_is_cut_at_its_limit(pair: tuple[socket.socket, socket.socket]) -> None:
     assert answered(pair, http_answer(500, "x" * 5000)) == (500, b"x" * 1000)
 

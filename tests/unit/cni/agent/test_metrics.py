@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from cni.agent.metrics import AgentMetrics
+
+
+def test_the_text_is_openmetrics_with_the_references_names() -> None:
+    metrics = AgentMetrics()
+    metrics.plugin_requests.count("200").add()
+    metrics.events.count("add").add()
+    metrics.failures.count("netns").add()
+    metrics.repairs.add()
+    metrics.proxies.set(2)
+    metrics.exempted.set(3)
+    metrics.pods("enrolled").set(4)
+    metrics.watch_age(lambda: 1.5)
+    with metrics.timing_rules():
+        pass
+    text = "".join(metrics.text())
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["istio_cni_plugin_requests_total"] == 1
+    assert samples["nodeagent_reconcile_events_total"] == 1
+    assert samples["ztunnel_connected"] == 2
+    assert samples["ztunnel_cni_repairs_total"] == 1
+    assert samples["ztunnel_cni_failures_total"] == 1
+    assert samples["ztunnel_cni_pods"] == 4
+    assert samples["ztunnel_cni_probe_addresses"] == 3
+    assert samples["ztunnel_cni_api_last_contact_age_seconds"] == 1.5
+    assert samples["ztunnel_cni_rule_programming_seconds_count"] == 1
