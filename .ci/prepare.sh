@@ -10,10 +10,12 @@ source "$(dirname "$0")/common.sh"
 
 ENVOY_VERSION=1.40.0
 PYCURL_VERSION=7.49.0
+CRI_API_VERSION=2.0.1
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
 TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl
-  dig:bind9-dnsutils unbound:unbound dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs apache2:apache2-bin haproxy:haproxy"
+  dig:bind9-dnsutils unbound:unbound dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs apache2:apache2-bin haproxy:haproxy
+  containerd:containerd runc:runc /usr/lib/cni/ptp:containernetworking-plugins"
 
 apt_is_updated=no
 
@@ -104,6 +106,14 @@ install_peers() {
   install_peer curl "libcurl (pycurl $PYCURL_VERSION)" "pycurl==$PYCURL_VERSION" "$PYCURL_VERSION $python"
 }
 
+install_cri_client() { # without what it depends on: it pins an older protobuf than ours, and works with ours
+  local version
+  version=$(.venv/bin/python -m pip show container-runtime-interface-api 2>/dev/null | sed -n 's/^Version: //p' || true)
+  [ "$version" != "$CRI_API_VERSION" ] || return 0
+  quietly "installing the client of container runtimes" .venv/bin/python -m pip install --quiet --no-deps \
+    "container-runtime-interface-api==$CRI_API_VERSION"
+}
+
 for part in "$@"; do
   case $part in run | test | lint) ;; *) give_up "prepare.sh knows run, test and lint, not '$part'" ;; esac
 done
@@ -111,5 +121,6 @@ install_python_packages "$@"
 case " $* " in *" test "*)
   install_programs
   install_peers
+  install_cri_client
   ;;
 esac

@@ -54,7 +54,8 @@ from ztunnel.linux import sockopt
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.settings import ProxyMode
-from ztunnel.proxy.context import NodeContext, Places
+from ztunnel.proxy.context import NodeContext
+from ztunnel.proxy.handshakes import Handshakes
 from ztunnel.proxy.workload_proxy import OWN_DOORS, WorkloadProxy
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.access_log import AccessLog
@@ -64,6 +65,8 @@ from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.transport.reactor import Reactor
 from ztunnel.wire.hbone.settings import HboneSettings
 from ztunnel.wire.zds import PodInfo
+from ztunnel.xds.client import xds_client
+from ztunnel.xds.demand import Demand
 from ztunnel.xds.local import (
     local_config_to_dict,
     parse_local_config,
@@ -97,6 +100,8 @@ class Application:
         self.static = read_static_config(config)
         self.store = Store(node=config.node_name or "")
         self.metrics = Metrics(version=config.istio_version)
+        on_demand = config.xds_on_demand and config.xds_address is not None
+        self.demand = Demand(self.store, metrics=self.metrics) if on_demand else None
         self.reactor = Reactor()
         self.rng = random.SystemRandom()
         self.credentials = NodeCredentials(config, self.store, self.metrics, make_issuer(config))
@@ -110,10 +115,11 @@ class Application:
             access_log=AccessLog(PIPELINE),
             metrics=self.metrics,
             rng=random.Random(),  # noqa: S311 - balancing and trace ids, no secret
-            handshakes=Places(config.max_handshakes),
+            handshakes=Handshakes(config.max_handshakes),
             client_settings=hbone_settings(config, client=True),
             server_settings=hbone_settings(config, client=False),
             illegal_ports=illegal_ports(has_socks5=config.socks5_enabled),
+            demand=self.demand,
         )
         self.pods = PodManager(self.node)
         self.dedicated: WorkloadProxy | None = None
@@ -140,11 +146,9 @@ class Application:
                 await self._serve_operators(services)
                 services.start_soon(self.reactor.run)
                 await services.start(self.credentials.run)
-                self._learn_state()
-                if self.config.mode is ProxyMode.SHARED:
-                    await self._serve_pods(services)
-                else:
-                    await self._serve_one(services)
+                await self._learn_state(services)
+                if not self.draining.is_set():
+                    await self._serve(services)
                 await self.draining.wait()
                 await self._drain()
                 services.cancel_scope.cancel()
@@ -183,15 +187,40 @@ class Application:
                 )
             await nursery.start(partial(serve, listeners, routes, draining=self.draining))
 
-    def _learn_state(self) -> None:
+    async def _learn_state(self, nursery: trio.Nursery) -> None:
+        """Take the static configuration, then wait for the control plane if there is one.
+
+        Returns early when we are told to stop: a control plane that is down must not keep us.
+        """
         self.store.apply(self.static)
-        log.info(
-            "static configuration loaded",
-            workloads=len(self.static.workloads),
-            services=len(self.static.services),
-            policies=len(self.static.policies),
-        )
+        if self.static != Update():
+            log.info(
+                "static configuration loaded",
+                workloads=len(self.static.workloads),
+                services=len(self.static.services),
+                policies=len(self.static.policies),
+            )
+        if self.config.xds_address is not None:
+            synced = trio.Event()
+            client = xds_client(
+                self.config,
+                self.store,
+                metrics=self.metrics,
+                rng=self.node.rng,
+                on_ready=synced.set,
+                demand=self.demand,
+            )
+            nursery.start_soon(client.run)
+            await self._until_draining(synced.wait)
+            if not synced.is_set():
+                return
         self._ready(STATE_MANAGER)
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        if self.config.mode is ProxyMode.SHARED:
+            await self._serve_pods(nursery)
+        else:
+            await self._serve_one(nursery)
 
     async def _serve_pods(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.pods.run)
@@ -223,8 +252,14 @@ class Application:
         self._ready(PROXY)
 
     async def _until_draining(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run `work` to its end, or until we are told to stop."""
+
+        async def run(scope: trio.CancelScope) -> None:
+            await work()
+            scope.cancel()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(work)
+            nursery.start_soon(run, nursery.cancel_scope)
             await self.draining.wait()
             nursery.cancel_scope.cancel()
 

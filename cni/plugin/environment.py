@@ -43,7 +43,7 @@ class Pod:
 
 
 class Call:
-    """One command of the runtime. Sandbox and pod mean something for ADD, CHECK and DEL only."""
+    """One command of the runtime. Sandbox and pod may be empty for others than ADD and CHECK."""
 
     __slots__ = ("command", "container_id", "netns", "pod", "same_netns_allowed")
 
@@ -79,7 +79,7 @@ def parse_environment(env: Mapping[str, str]) -> Call:
         container_id=env.get("CNI_CONTAINERID", ""),
         netns=env.get("CNI_NETNS", ""),
         same_netns_allowed=env.get("CNI_NETNS_OVERRIDE", "").upper() in ("1", "TRUE"),
-        pod=_parse_args(env.get("CNI_ARGS", "")) if command == "ADD" else Pod("", "", ""),
+        pod=_parse_pod(command, env.get("CNI_ARGS", "")),
     )
 
 
@@ -99,6 +99,16 @@ def _check_ifname(ifname: str) -> None:
     is_bad_character = any(char in "/:" or char.isspace() for char in ifname)
     if is_bad_character or ifname in (".", "..") or len(ifname.encode()) > _IFNAME_BYTES_MAX:
         raise PluginError(Code.BAD_ENVIRONMENT, "invalid interface name", repr(ifname))
+
+
+def _parse_pod(command: str, args: str) -> Pod:
+    """Read whom a command is about; only ADD fails if nobody can tell."""
+    try:
+        return _parse_args(args)
+    except PluginError:
+        if command == "ADD":
+            raise
+        return Pod("", "", "")
 
 
 def _parse_args(args: str) -> Pod:

@@ -1,12 +1,14 @@
 """Answers the queries of one pod, in whatever transport they came (dns-and-observability.md 2).
 
 How it works: what can be said at once is said at once, by `ask`, which never waits. Everything
-else becomes a `Pending`, which the transport finishes in a task of its own, so that no query waits
-for another. A plan is remembered by the bytes of its query until anything in the store changes.
+else becomes a `Pending`, which the transport finishes: by UDP the answer calls back, by TCP it has
+a task of its own, so no query waits for another. A plan is remembered by the bytes of its query
+until anything in the store changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +19,7 @@ from ztunnel.decide import names
 from ztunnel.decide.names import Viewpoint
 from ztunnel.dns import answers
 from ztunnel.dns.answers import Forward, Local, Plan
+from ztunnel.dns.tally import Source, Tally
 from ztunnel.errors import LimitError, RouteError, UnreachableError
 from ztunnel.telemetry.filter import Level
 from ztunnel.telemetry.log import get
@@ -27,12 +30,11 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-    from ztunnel.dns.upstream import Deliver, Upstream
+    from ztunnel.dns.upstream import Deliver, Outcome, Upstream
     from ztunnel.model.identity import Namespace
     from ztunnel.model.network import Endpoint, IpAddress
     from ztunnel.model.workload import Workload
     from ztunnel.state.store import Store
-    from ztunnel.telemetry.exposition import Family
     from ztunnel.telemetry.metrics import Metrics
 
 log = get("dns")
@@ -40,8 +42,6 @@ log = get("dns")
 MEMO_ENTRIES_MAX = 512
 MEMO_QUERY_BYTES_MAX = 320  # the longest name with EDNS and a cookie; more is not worth keeping
 FORWARDED = "forwarded"
-UNKNOWN = "unknown"
-LIMIT = "dns_queries_per_pod"
 # REFUSED is what a resolver says that serves only other zones.
 _UNKNOWN_NAME = frozenset({Rcode.NXDOMAIN, Rcode.REFUSED})
 
@@ -98,7 +98,7 @@ class Resolver:
         self._client = client
         self._naming = naming
         self._store = store
-        self._metrics = metrics
+        self.tally = Tally(metrics, client)
         self._rng = rng
         self._memo: dict[bytes, tuple[Query, Plan]] = {}
         self._version = -1
@@ -112,42 +112,70 @@ class Resolver:
         if known is None:
             query = dns.parse_query(data)
             if not isinstance(query, Query):
-                return query.reply if query is not None else None
+                if query is None:
+                    return None
+                self.tally.answered(Source.PROXY, query.rcode)
+                return query.reply
             workload = self._client.workload()
             if workload is None:
                 return Pending(data, query, None, transport)
             known = query, answers.plan(query, self._view(workload), self._store)
             self._remember(data, known)
         query, plan = known
-        self._count(self._metrics.dns_requests, query, transport)
+        self.tally.of(query, transport).requests.add(1)
         if isinstance(plan, Forward):
             return Pending(data, query, plan, transport)
         return self._say(data, query, plan, transport)
 
-    async def finish(
-        self,
-        pending: Pending,
-        servers: Sequence[Endpoint],
-        deliver: Deliver,
+    async def known(self, pending: Pending) -> bytes | Pending:
+        """Wait until we know who asks: then it is answered, or has a plan."""
+        workload = None
+        with contextlib.suppress(RouteError):
+            workload = await self._client.known_workload()
+        self.tally.of(pending.query, pending.transport).requests.add(1)
+        if workload is None:
+            return self.fail(pending, "the local workload is unknown")
+        plan = answers.plan(pending.query, self._view(workload), self._store)
+        if isinstance(plan, Local):
+            return self._say(pending.data, pending.query, plan, pending.transport)
+        return Pending(pending.data, pending.query, plan, pending.transport)
+
+    def forwarded(self, pending: Pending) -> Forwarded:
+        """Begin to ask upstream; how is the transport's choice. The query has a plan."""
+        assert pending.plan is not None
+        otherwise = None
+        if pending.plan.otherwise is not None:
+            otherwise = self._rendered(
+                pending.data, pending.query, pending.plan.otherwise, pending.transport
+            )
+        return Forwarded(self, pending, otherwise)
+
+    async def finish_stream(
+        self, pending: Pending, servers: Sequence[Endpoint], deliver: Deliver
     ) -> None:
-        """Deliver the answer to a pending query, from one of `servers` if it is not ours."""
-        query, plan = pending.query, pending.plan
-        if plan is None:
-            decided = await self._late_plan(query)
-            self._count(self._metrics.dns_requests, query, pending.transport)
-            if decided is None:
-                await deliver(self._fail(pending, "the local workload is unknown"))
+        """Deliver the answers to a pending query, by TCP if they are not ours."""
+        if pending.plan is None:
+            outcome = await self.known(pending)
+            if not isinstance(outcome, Pending):
+                await deliver(outcome)
                 return
-            if isinstance(decided, Local):
-                await deliver(self._say(pending.data, query, decided, pending.transport))
-                return
-            plan = decided
-        await self._forward(pending, plan, servers, deliver)
+            pending = outcome
+        forwarded = self.forwarded(pending)
+
+        async def take(answer: bytes) -> None:
+            await deliver(forwarded.corrected(answer))
+
+        try:
+            await self.upstream.ask_stream(pending.data, pending.query, servers, take)
+        except (UnreachableError, LimitError) as error:
+            await deliver(forwarded.failed(error))
+        else:
+            forwarded.succeeded()
 
     def refuse(self, pending: Pending) -> bytes:
         """Answer a query for which we have no place."""
-        self._metrics.limits_reached.count(LIMIT).add(1)
-        return self._fail(pending, "too many queries under way")
+        self.tally.limit_reached()
+        return self.fail(pending, "too many queries under way")
 
     def local_addresses(self, hostname: str) -> list[IpAddress] | None:
         """List what a name of the mesh stands for, in random order; None if it is not the mesh's.
@@ -185,70 +213,23 @@ class Resolver:
             del self._memo[next(iter(self._memo))]
         self._memo[data[2:]] = known
 
-    async def _late_plan(self, query: Query) -> Plan | None:
-        try:
-            workload = await self._client.known_workload()
-        except RouteError:
-            return None
-        return answers.plan(query, self._view(workload), self._store)
-
     def _say(self, data: bytes, query: Query, plan: Local, transport: Transport) -> bytes:
-        self._note(query, plan.result, plan.endpoints)
+        self.note(query, plan.result, plan.endpoints)
+        self.tally.answered(Source.MESH, plan.reply.rcode)
         return self._rendered(data, query, answers.shuffled(plan.reply, self._rng), transport)
 
     def _rendered(self, data: bytes, query: Query, reply: Reply, transport: Transport) -> bytes:
         limit = query.udp_limit if transport is Transport.UDP else MESSAGE_BYTES_MAX
         return dns.render(query, reply, limit=limit, message_id=dns.message_id_of(data))
 
-    def _fail(self, pending: Pending, reason: str) -> bytes:
-        self._note(pending.query, reason)
+    def fail(self, pending: Pending, reason: str) -> bytes:
+        """Answer SERVFAIL, for a reason that only the log tells."""
+        self.note(pending.query, reason)
+        self.tally.answered(Source.PROXY, Rcode.SERVFAIL)
         return dns.error(pending.query, Rcode.SERVFAIL, dns.message_id_of(pending.data))
 
-    async def _forward(
-        self,
-        pending: Pending,
-        plan: Forward,
-        servers: Sequence[Endpoint],
-        deliver: Deliver,
-    ) -> None:
-        query, transport, metrics = pending.query, pending.transport, self._metrics
-        otherwise = None
-        if plan.otherwise is not None:
-            otherwise = self._rendered(pending.data, query, plan.otherwise, transport)
-        asked = _Asked(otherwise, deliver)
-        self._count(metrics.dns_upstream_requests, query, transport)
-        started = trio.current_time()
-        failure = ""
-        try:
-            if transport is Transport.UDP:
-                await asked.take(await self.upstream.ask_datagram(pending.data, query, servers))
-            else:
-                await self.upstream.ask_stream(pending.data, query, servers, asked.take)
-        except (UnreachableError, LimitError) as error:
-            failure = f"forwarding failed: {error}"
-            if isinstance(error, LimitError):
-                metrics.limits_reached.count(LIMIT).add(1)
-        seconds = trio.current_time() - started
-        metrics.dns_upstream_seconds.histogram(*self._labels(query, transport)).observe(seconds)
-        if failure or asked.is_empty:
-            # As the reference counts: "no such name" and "no such record" are in it.
-            self._count(metrics.dns_upstream_failures, query, transport)
-        if failure:
-            await deliver(self._fail(pending, failure))
-        else:
-            self._note(query, FORWARDED)
-
-    def _labels(self, query: Query, transport: Transport) -> tuple[str, str, str, str]:
-        workload = self._client.workload()
-        if workload is None:
-            return query.type_name, transport, UNKNOWN, UNKNOWN
-        service = workload.canonical_name or UNKNOWN
-        return query.type_name, transport, service, workload.canonical_revision or UNKNOWN
-
-    def _count(self, family: Family, query: Query, transport: Transport) -> None:
-        family.count(*self._labels(query, transport)).add(1)
-
-    def _note(self, query: Query, result: str, endpoints: int = 0) -> None:
+    def note(self, query: Query, result: str, endpoints: int = 0) -> None:
+        """Write the line for debugging (8.5)."""
         if not log.is_enabled(Level.DEBUG):
             return
         workload = self._client.workload()
@@ -263,21 +244,53 @@ class Resolver:
         log.debug("", **fields)
 
 
-class _Asked:
-    """Passes on what upstream says, corrected where we know better."""
+class Forwarded:
+    """One query that is asked upstream; corrects the answer where we know better, and counts."""
 
-    __slots__ = ("_deliver", "_otherwise", "is_empty")
+    __slots__ = ("_is_empty", "_otherwise", "_pending", "_resolver", "_series", "_started")
 
-    def __init__(self, otherwise: bytes | None, deliver: Deliver) -> None:
-        self.is_empty = True  # until there was a record
+    def __init__(self, resolver: Resolver, pending: Pending, otherwise: bytes | None) -> None:
+        self._resolver = resolver
+        self._pending = pending
         self._otherwise = otherwise
-        self._deliver = deliver
+        self._series = resolver.tally.of(pending.query, pending.transport)
+        self._series.upstream_requests.add(1)
+        self._started = trio.current_time()
+        self._is_empty = True  # until there was a record
 
-    async def take(self, answer: bytes) -> None:
-        """Deliver one answer."""
-        rcode = dns.rcode_of(answer)
-        if rcode == Rcode.NOERROR and dns.answer_count(answer):
-            self.is_empty = False
-        if self._otherwise is not None and rcode in _UNKNOWN_NAME:
-            answer = self._otherwise
-        await self._deliver(answer)
+    def ended(self, outcome: Outcome) -> bytes:
+        """Say what to reply when all is over."""
+        if not isinstance(outcome, bytes):
+            return self.failed(outcome)
+        answer = self.corrected(outcome)
+        self.succeeded()
+        return answer
+
+    def corrected(self, answer: bytes) -> bytes:
+        """Say what to reply; may be called several times, before `succeeded`."""
+        code, source = dns.rcode_of(answer), Source.UPSTREAM
+        if code == Rcode.NOERROR and dns.answer_count(answer):
+            self._is_empty = False
+        if self._otherwise is not None and code in _UNKNOWN_NAME:
+            answer, code, source = self._otherwise, Rcode.NOERROR, Source.MESH
+        self._resolver.tally.answered(source, code)
+        return answer
+
+    def succeeded(self) -> None:
+        """Count that there was an answer, though perhaps an empty one."""
+        self._measure()
+        if self._is_empty:
+            # As the reference counts: "no such name" and "no such record" are failures, too.
+            self._series.upstream_failures.add(1)
+        self._resolver.note(self._pending.query, FORWARDED)
+
+    def failed(self, error: UnreachableError | LimitError) -> bytes:
+        """Say what to reply when there was none."""
+        self._measure()
+        self._series.upstream_failures.add(1)
+        if isinstance(error, LimitError):
+            self._resolver.tally.limit_reached()
+        return self._resolver.fail(self._pending, f"forwarding failed: {error}")
+
+    def _measure(self) -> None:
+        self._series.upstream_seconds.observe(trio.current_time() - self._started)

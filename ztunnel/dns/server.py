@@ -4,6 +4,8 @@ How it works: the node agent redirects what the pod sends to port 53 of anybody.
 is what a query that is not ours needs to know: for TCP the kernel tells it from the connection, for
 UDP we ask connection tracking. Where it does not tell (nothing was redirected, or no such table),
 the resolvers of our own resolv.conf are asked, which is all that the reference ever does.
+
+A query by UDP costs no task: its answer is sent in the turn of the reactor in which it came.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
-from ztunnel.dns.resolver import LIMIT, Naming, Pending, Resolver, Transport
+from ztunnel.dns.meant import Meant
+from ztunnel.dns.resolver import Naming, Pending, Resolver, Transport
 from ztunnel.dns.stream import StreamQueries
 from ztunnel.dns.upstream import QUERIES_MAX, Upstream, servers_of
 from ztunnel.linux.conntrack import Conntrack
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ztunnel.config import Config
-    from ztunnel.dns.resolver import Client
+    from ztunnel.dns.resolver import Client, Forwarded
+    from ztunnel.dns.upstream import Outcome
     from ztunnel.state.store import Store
     from ztunnel.telemetry.metrics import Metrics
     from ztunnel.transport.datagram import SocketAddress
@@ -97,13 +101,12 @@ class DnsServer:
         self.resolver = Resolver(
             client=client, naming=naming, store=store, metrics=metrics, rng=rng,
             # Not `rng`: who can predict an id can forge an answer.
-            upstream=Upstream(sockets, random.SystemRandom()),
+            upstream=Upstream(sockets, reactor, random.SystemRandom()),
         )  # fmt: skip
         self._bound: list[tuple[Socket, Socket]] = []
         self._datagrams: list[DatagramListener] = []
         self._listeners: list[Listener] = []
-        self._conntrack: Conntrack | None = None
-        self._fallback: tuple[Endpoint, ...] = ()
+        self._meant = Meant(None, ())
         self._tasks: trio.Nursery | None = None
         # A query that is asked again while it is under way will be answered once.
         self._under_way: set[tuple[SocketAddress, bytes]] = set()
@@ -135,8 +138,7 @@ class DnsServer:
                 self._bound.append((undo.enter_context(bind_datagram(self._sockets, here)), stream))
                 undo.callback(self._bound.clear)
             undo.pop_all()
-        self._fallback = self._read_fallback()
-        self._conntrack = self._open_conntrack()
+        self._meant = Meant(self._open_conntrack(), self._read_fallback())
         for address in self.addresses:
             log.info("listener established", address=str(address), component=COMPONENT)
 
@@ -184,9 +186,8 @@ class DnsServer:
         self._datagrams.clear()
         self._listeners.clear()
         self._bound.clear()
-        if self._conntrack is not None:
-            self._conntrack.close()
-            self._conntrack = None
+        self._meant.close()
+        self.resolver.upstream.close()
 
     # UDP.
 
@@ -197,63 +198,54 @@ class DnsServer:
         if not isinstance(outcome, Pending):
             listener.send(outcome, sender)
             return
-        key = (sender, data)
+        key = sender, data
         if key in self._under_way:
             return
         if len(self._under_way) >= QUERIES_MAX:
             listener.send(self.resolver.refuse(outcome), sender)
             return
-        assert self._tasks is not None
         self._under_way.add(key)
+        query = _Datagram(self, listener, sender, data)
         # Now, while the flow is sure to be in the table.
-        servers = self._servers_of_datagram(listener, sender)
-        self._tasks.start_soon(self._finish_datagram, listener, sender, outcome, servers)
+        servers = self._meant.servers_of_datagram(sender, listener.here)
+        if outcome.plan is None:
+            assert self._tasks is not None
+            self._tasks.start_soon(self._ask_when_known, outcome, servers, query)
+        else:
+            query.forward(outcome, servers)
 
-    async def _finish_datagram(
-        self,
-        listener: DatagramListener,
-        sender: SocketAddress,
-        pending: Pending,
-        servers: Sequence[Endpoint],
+    async def _ask_when_known(
+        self, pending: Pending, servers: Sequence[Endpoint], query: _Datagram
     ) -> None:
-        async def deliver(answer: bytes) -> None:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            listener.send(answer, sender)
-
         try:
-            await self.resolver.finish(pending, servers, deliver)
-        except Exception:
-            self._metrics.bugs.count(COMPONENT).add(1)
-            log.exception("DNS query failed unexpectedly")
-        finally:
-            self._under_way.discard((sender, pending.data))
-            self._rest()
+            outcome = await self.resolver.known(pending)
+        except Exception as error:  # noqa: BLE001 - a bug ends one query only
+            query.fail(error)
+        except BaseException:
+            query.end()
+            raise
+        else:
+            if isinstance(outcome, Pending):
+                query.forward(outcome, servers)
+            else:
+                query.reply(outcome)
 
-    def _servers_of_datagram(
-        self, listener: DatagramListener, sender: SocketAddress
-    ) -> Sequence[Endpoint]:
-        if self._conntrack is None:
-            return self._fallback
-        client, local = Endpoint.of(sender), Endpoint.of(listener.sock.getsockname())
-        try:
-            meant = self._conntrack.original_destination(client=client, local=local)
-        except OSError as error:
-            log.warning("original destination of DNS queries is unknown", error=str(error))
-            self._conntrack.close()
-            self._conntrack = None
-            return self._fallback
-        return self._servers(meant, local)
+    def ended(self, sender: SocketAddress, data: bytes) -> None:
+        """Make room for another query."""
+        self._under_way.discard((sender, data))
+        self._rest()
 
-    def _servers(self, meant: Endpoint | None, local: Endpoint) -> Sequence[Endpoint]:
-        """Choose whom to ask; what was sent to us by name was meant for nobody else."""
-        return self._fallback if meant is None or meant == local else (meant,)
+    def note_bug(self, error: Exception) -> None:
+        """Count and log what nobody foresaw."""
+        self._metrics.bugs.count(COMPONENT).add(1)
+        log.error("DNS query failed unexpectedly", exc_info=error)
 
     # TCP.
 
     def _on_connection(self, sock: Socket, source: Endpoint) -> None:
         if self._connections >= CONNECTIONS_MAX:
             sock.close()
-            self._metrics.limits_reached.count(LIMIT).add(1)
+            self.resolver.tally.limit_reached()
             log.debug("too many DNS connections", source=str(source))
             return
         assert self._tasks is not None
@@ -264,12 +256,11 @@ class DnsServer:
         try:
             with sock:
                 local = Endpoint.of(sock.getsockname())
-                servers = self._servers(original_destination(sock), local)
+                servers = self._meant.servers(original_destination(sock), local)
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
                 await StreamQueries(stream, self.resolver, servers).serve()
-        except* Exception:
-            self._metrics.bugs.count(COMPONENT).add(1)
-            log.exception("DNS query failed unexpectedly")
+        except* Exception as group:  # noqa: BLE001 - a bug ends one connection only
+            self.note_bug(group)
         finally:
             self._connections -= 1
             self._rest()
@@ -295,3 +286,51 @@ class DnsServer:
         except OSError as error:
             log.warning("no resolver to fall back to", path=str(path), error=str(error))
             return ()
+
+
+class _Datagram:
+    """A query by UDP that is under way, and the way back."""
+
+    __slots__ = ("_data", "_forwarded", "_listener", "_sender", "_server")
+
+    def __init__(
+        self, server: DnsServer, listener: DatagramListener, sender: SocketAddress, data: bytes
+    ) -> None:
+        self._server = server
+        self._listener = listener
+        self._sender = sender
+        self._data = data
+        self._forwarded: Forwarded | None = None
+
+    def forward(self, pending: Pending, servers: Sequence[Endpoint]) -> None:
+        """Ask upstream, and reply when something has come of it."""
+        resolver = self._server.resolver
+        try:
+            self._forwarded = resolver.forwarded(pending)
+            resolver.upstream.ask_datagram(pending.data, pending.query, servers, self.ended)
+        except Exception as error:  # noqa: BLE001 - a bug ends one query only
+            self.fail(error)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Reply with what has come of it."""
+        assert self._forwarded is not None
+        try:
+            answer = self._forwarded.ended(outcome)
+        except Exception as error:  # noqa: BLE001 - a bug ends one query only
+            self.fail(error)
+        else:
+            self.reply(answer)
+
+    def reply(self, answer: bytes) -> None:
+        """Send the answer; that is the end."""
+        self.end()
+        self._listener.send(answer, self._sender)
+
+    def fail(self, error: Exception) -> None:
+        """End without an answer."""
+        self.end()
+        self._server.note_bug(error)
+
+    def end(self) -> None:
+        """Make room."""
+        self._server.ended(self._sender, self._data)

@@ -68,7 +68,7 @@ class StreamQueries:
     async def _finish(self, pending: Pending, answered: trio.MemorySendChannel[bytes]) -> None:
         try:
             async with answered:
-                await self._resolver.finish(pending, self._servers, answered.send)
+                await self._resolver.finish_stream(pending, self._servers, answered.send)
         finally:
             self._places.release()
 

@@ -97,6 +97,21 @@ class Connection:
         """Let go of sockets, streams and places; called once, by `end`."""
         raise NotImplementedError
 
+    def attempt(self, step: Callable[[], None], *, trouble: str) -> None:
+        """Take a step that does not wait; its failure ends the connection, and nothing else.
+
+        `trouble` is what the reference says before what the kernel said.
+        """
+        try:
+            step()
+        except ZtunnelError as error:
+            self.end(error)
+        except OSError as error:
+            self.end(UnreachableError(f"{trouble}: {error.strerror}"))
+        except Exception as error:  # the boundary of one connection: it ends alone
+            log.exception("connection failed unexpectedly")
+            self.end(InternalError(f"internal error: {error}"))
+
     def wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` in a task of its own; its failure ends the connection."""
 

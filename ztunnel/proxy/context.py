@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ztunnel.identity.manager import CertificateManager
     from ztunnel.model.network import Port
     from ztunnel.model.workload import Workload
+    from ztunnel.proxy.handshakes import Handshakes
     from ztunnel.state.store import Changes, Store
     from ztunnel.telemetry.access_log import AccessLog
     from ztunnel.telemetry.metrics import Metrics
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ztunnel.transport.sockets import SocketFactory
     from ztunnel.wire.hbone.settings import HboneSettings
     from ztunnel.wire.zds import PodInfo
+    from ztunnel.xds.demand import Demand
 
 LOCAL_WORKLOAD_SECONDS = 5.0  # dataplane.md 2.1 step 4
 
@@ -64,10 +66,11 @@ class NodeContext:
     access_log: AccessLog
     metrics: Metrics
     rng: random.Random
-    handshakes: Places
+    handshakes: Handshakes
     client_settings: HboneSettings
     server_settings: HboneSettings
     illegal_ports: frozenset[Port]
+    demand: Demand | None = None  # None: what we were not told does not exist
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -110,10 +113,11 @@ class ProxyContext:
         stop = self.node.store.subscribe(on_change)
         try:
             with trio.move_on_after(LOCAL_WORKLOAD_SECONDS):
+                await trio.lowlevel.checkpoint()
+                # No wait behind the look-up: whoever is judged by an old record stays so judged.
                 while (workload := self.workload()) is None:
                     await changed.wait()
                     changed = trio.Event()
-                await trio.lowlevel.checkpoint()
                 return workload
         finally:
             stop()

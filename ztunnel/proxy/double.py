@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.stream import Stream
 
 H2_PROTOCOL_ERROR = 1
+LINGER_SECONDS = 5.0  # how long a gateway may take to end the outer stream after the inner one
 
 
 class InnerConnection:
@@ -67,9 +68,12 @@ class InnerConnection:
         near, far = local_pair()
         relay = self._outer = StreamRelay(node.reactor, far, outer, stream, self._on_outer_end)
         node.reactor.register(far, relay)
-        certificate = await node.certificates.certificate_for(source)
         seconds = node.config.tls_handshake_seconds
-        context = node.tls.client(certificate)
+        try:
+            context = node.tls.client(await node.certificates.certificate_for(source))
+        except BaseException:
+            near.close()
+            raise
         with trio.move_on_after(seconds) as scope:
             try:
                 tunnel = self._tunnel = await raise_tunnel(
@@ -117,8 +121,16 @@ class InnerConnection:
         self._node.reactor.soon(tunnel.close)
 
     def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
-        """Watch no more; the stream's owner is told by the tunnel."""
+        """Watch no more; the stream's owner is told by the tunnel.
+
+        The outer stream ends in good order behind our last words; a gateway that does not end its
+        side would keep it, and a socket of ours, for ever.
+        """
         self._stop_watching()
+        outer = self._outer
+        if outer is not None:
+            gone = PeerError("the gateway did not end the outer tunnel")
+            self._node.reactor.deadline(LINGER_SECONDS, lambda: outer.cut(gone))
 
     def _on_outer_end(self, error: ZtunnelError | None) -> None:
         if self._tunnel is None:

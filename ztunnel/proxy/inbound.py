@@ -31,8 +31,8 @@ from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.verify import verify_client
-from ztunnel.transport.handshake import secure
 from ztunnel.transport.facts import TunnelFacts
+from ztunnel.transport.handshake import secure
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection, HboneLimits
 
@@ -61,21 +61,23 @@ class InboundTunnels:
 
     def serve(self, sock: Socket, peer: Endpoint) -> None:
         """Take an accepted connection; returns at once."""
-        places = self._context.node.handshakes
+        handshakes = self._context.node.handshakes
+        seconds = self._context.node.config.tls_handshake_seconds
         problem = self._too_many(peer)
-        if problem is not None or not places.take():
+        scope = None if problem else handshakes.begin(peer.ip, seconds=seconds)
+        if scope is None:
             reset_on_close(sock)
-            problem = problem or LimitError(f"{places.most} TLS handshakes are under way already")
-            self._turn_away(sock, peer, None, problem)
+            text = f"{handshakes.most} TLS handshakes are under way already"
+            self._turn_away(sock, peer, None, problem or LimitError(text))
             return
         self._of_peer[peer.ip] += 1
 
         async def handshake() -> None:
             stands = False
             try:
-                stands = await self._shake_hands(sock, peer)
+                stands = await self._shake_hands(sock, peer, scope)
             finally:
-                places.give_back()
+                handshakes.end(scope)
                 if not stands:
                     self._forget(peer.ip)
 
@@ -148,17 +150,15 @@ class InboundTunnels:
         certificates = self._context.node.certificates
         return certificates.standing(facts.certificate, facts.peer_not_after)
 
-    async def _shake_hands(self, sock: Socket, peer: Endpoint) -> bool:
+    async def _shake_hands(self, sock: Socket, peer: Endpoint, scope: trio.CancelScope) -> bool:
         """Make a tunnel of the connection; say whether it stands now."""
         local: Endpoint | None = None
         try:
             local = Endpoint.of(sock.getsockname())
-            seconds = self._context.node.config.tls_handshake_seconds
-            with trio.move_on_after(seconds) as scope:
+            with scope:
                 tunnel, leftover = await self._establish(sock, peer, local)
             if scope.cancelled_caught:
-                error = TlsError(f"tls handshake error: not finished within {seconds:g}s")
-                self._turn_away(sock, peer, local, error)
+                self._turn_away(sock, peer, local, self._cut_short(scope))
                 return False
         except RevokedError as error:
             self._context.node.metrics.crl_rejections.count(Reporter.DESTINATION).add(1)
@@ -183,6 +183,13 @@ class InboundTunnels:
                 tunnel.drain()
             return True
         return False
+
+    def _cut_short(self, scope: trio.CancelScope) -> ZtunnelError:
+        """Say why a handshake was ended: it took too long, or the place was needed."""
+        if trio.current_time() < scope.deadline:
+            return LimitError("a TLS handshake gave way to one of an address that has fewer")
+        seconds = self._context.node.config.tls_handshake_seconds
+        return TlsError(f"tls handshake error: not finished within {seconds:g}s")
 
     async def _establish(
         self, sock: Socket, peer: Endpoint, local: Endpoint

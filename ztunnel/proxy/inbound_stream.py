@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.admit import Admission, Rejection, admit
+from ztunnel.decide.route import UnknownAddress
 from ztunnel.errors import (
     DeniedError,
+    LimitError,
     PeerError,
     RejectedError,
     UnreachableError,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import RequestReceived, ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
 
-H2_CANCEL = 8
+Authority = Endpoint | HostPort
 
 
 class InboundStream(Connection):
@@ -53,6 +55,7 @@ class InboundStream(Connection):
         "_dial",
         "_early",
         "_ended",
+        "_has_place",
         "_relay",
         "_request",
         "_stream",
@@ -75,8 +78,8 @@ class InboundStream(Connection):
         self._admission: Admission | None = None
         self._dial: Dial | None = None
         self._relay: StreamRelay | None = None
-        self._early: list[bytes] = []
-        self._ended = False
+        self._early = bytearray()
+        self._ended = self._has_place = False
         request.stream.owner = self
 
     # What the connection dump shows.
@@ -96,25 +99,30 @@ class InboundStream(Connection):
     def serve(self) -> None:
         """Begin; returns at once."""
         self.context.live.inbound[self] = None
-        try:
-            authority = self._request.authority()
-            self.record.hbone_target = authority
-            workload = self.context.workload()
-            if workload is None:
-                self.wait_for(lambda: self._serve_when_known(authority))
-            else:
-                self._classify(authority, workload)
-        except ZtunnelError as error:
-            self.end(error)
-        except OSError as error:
-            self.end(UnreachableError(f"connection failed: {error.strerror}"))
+        self.attempt(self._begin, trouble="connection failed")
 
-    async def _serve_when_known(self, authority: Endpoint | HostPort) -> None:
+    def _begin(self) -> None:
+        places = self.context.connections
+        self._has_place = places.take()
+        if not self._has_place:
+            self.context.node.metrics.limits_reached.count("connections_per_pod").add(1)
+            raise LimitError(f"the pod has {places.most} connections already")
+        authority = self._request.authority()
+        self.record.hbone_target = authority
+        workload = self.context.workload()
+        if workload is None:
+            self.wait_for(lambda: self._serve_when_known(authority))
+        else:
+            self._classify(authority, workload)
+
+    async def _serve_when_known(self, authority: Authority) -> None:
         workload = await self.context.known_workload()
         if not self.is_over:
             self._classify(authority, workload)
 
-    def _classify(self, authority: Endpoint | HostPort, workload: Workload) -> None:
+    def _classify(
+        self, authority: Authority, workload: Workload, fetched: frozenset[str] = frozenset()
+    ) -> None:
         node = self.context.node
         answer = admit(
             self._tunnel.facts.local,
@@ -125,6 +133,8 @@ class InboundStream(Connection):
             network=node.config.network,
             forwarded_host=self._request.forwarded_host,
             tunnels_to_loopback=node.config.localhost_app_tunnel,
+            on_demand=node.demand is not None,
+            fetched=fetched,
         )
         match answer:
             case Admission():
@@ -135,10 +145,17 @@ class InboundStream(Connection):
                     self._authorize(answer, workload)
             case Rejection(status=status, message=message):
                 raise RejectedError(message, status=status)
-            case _:
-                raise RejectedError(
-                    f"unknown address: {answer.what}", status=HTTPStatus.BAD_REQUEST
-                )
+            case UnknownAddress(what=what):
+                self.wait_for(lambda: self._fetch(authority, what, fetched))
+
+    async def _fetch(self, authority: Authority, what: str, fetched: frozenset[str]) -> None:
+        """Ask the control plane about an address, then judge the request again."""
+        demand = self.context.node.demand
+        assert demand is not None
+        await demand.fetch(what)
+        workload = await self.context.known_workload()
+        if not self.is_over:
+            self._classify(authority, workload, fetched | {what})
 
     # Room 3: authorize.
 
@@ -188,10 +205,8 @@ class InboundStream(Connection):
         node.reactor.hand_over(sock, relay)
         if header := self._proxy_header():
             relay.preface(header)
-        if self._early:
-            early, self._early = self._early, []
-            chunks = [memoryview(piece) for piece in early]
-            relay.on_data(DataReceived(stream, chunks, sum(map(len, early))))
+        if early := self._take_early():
+            relay.on_data(DataReceived(stream, [memoryview(early)], len(early)))
         if self._ended:
             relay.on_end()
         # Long-lived connections are many: keep of the request only what the dump shows.
@@ -220,9 +235,16 @@ class InboundStream(Connection):
         """Nothing: a client does not answer."""
 
     def on_data(self, event: DataReceived) -> None:
-        """Keep what the client sends before it has our answer; its window bounds that."""
-        # Joined: a peer that sends single bytes must not cost us an object for each.
-        self._early.append(b"".join(event.chunks))
+        """Keep what the client sends before it has our answer; windows bound each and the sum."""
+        for chunk in event.chunks:
+            self._early += chunk
+        self._tunnel.hold(event.size)
+
+    def _take_early(self) -> bytearray:
+        early, self._early = self._early, bytearray()
+        if early:
+            self._tunnel.hold(-len(early))
+        return early
 
     def on_end(self) -> None:
         """Remember that the client has finished sending."""
@@ -261,11 +283,13 @@ class InboundStream(Connection):
     def release(self, error: ZtunnelError | None) -> None:
         """Answer, if that has not been done; let go of the application."""
         self.context.live.remove(self)
+        if self._has_place:
+            self.context.connections.give_back()
         if self._dial is not None:
             self._dial.cancel()
         if self._relay is None:
             self._stream.owner = None
-            self._early.clear()
+            self._take_early()
             core = self._tunnel.core
             if not self._tunnel.closed and self._stream.id in core.streams:
                 core.refuse(self._stream, status_of(error))

@@ -169,6 +169,12 @@ class StreamOpening:
         self._deadline = reactor.deadline(config.connect_response_seconds, self._on_no_answer)
 
     async def _go_inside(self, outer: Tunnel, stream: Stream) -> None:
+        """Take over the outer stream, unless the gateway has thought better of it by now."""
+        if not self._done:
+            self._stream = None
+            await self._open_inner(outer, stream)
+
+    async def _open_inner(self, outer: Tunnel, stream: Stream) -> None:
         """Run the inner connection of a double tunnel through the outer stream."""
         opener = self._opener
         self._inner = InnerConnection(opener.context.node, self._fail)
@@ -189,19 +195,25 @@ class StreamOpening:
         assert tunnel is not None
         assert stream is not None
         self._cancel_deadline()
-        self._stream = None
+        # A yes that is taken back is no reason to ask again: part of us is at work on it already.
+        self._may_retry = False
         if self._hop.protocol is HopProtocol.DOUBLE_HBONE and self._inner is None:
-            self._opener.wait_for(lambda: self._go_inside(tunnel, stream))
-        else:
-            far = None if self._inner is None else self._inner.peer
-            self._opener.on_reached(tunnel, stream, event, far)
+            if event.ended:
+                self.on_end()
+            else:  # the stream stays ours to reset until the inner connection takes it
+                self._opener.wait_for(lambda: self._go_inside(tunnel, stream))
+            return
+        self._stream = None
+        far = None if self._inner is None else self._inner.peer
+        self._opener.on_reached(tunnel, stream, event, far)
 
-    def on_data(self, event: DataReceived) -> None:
-        """Nothing: the core delivers no data before the answer, and then the relay owns it."""
+    def on_data(self, event: DataReceived) -> None:  # noqa: ARG002 - nobody is there to read it
+        """End: only the outer of two streams is still ours when answered, and we speak first."""
+        self._fail(TunnelError("h2 failed: the gateway speaks before it is spoken to"))
 
     def on_end(self) -> None:
-        """End: a stream that ends without an answer opened nothing."""
-        self._fail(TunnelError("h2 failed: stream ended without an answer"))
+        """End: a stream that ends here opened nothing."""
+        self._fail(TunnelError("h2 failed: the peer ended the stream instead of opening it"))
 
     def on_window(self) -> None:
         """Nothing: no data is sent before the answer."""

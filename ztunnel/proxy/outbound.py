@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.authorize import Permit, Refusal, authorize_outbound
-from ztunnel.decide.route import Hop, HopProtocol, OutboundRequest, ResolveHostname, route
-from ztunnel.errors import DeniedError, RouteError, UnreachableError, ZtunnelError
+from ztunnel.decide.route import (
+    Hop,
+    HopProtocol,
+    OutboundRequest,
+    ResolveHostname,
+    Route,
+    UnknownAddress,
+    route,
+)
+from ztunnel.errors import DeniedError, UnreachableError, ZtunnelError
 from ztunnel.linux.sockopt import original_destination, reset_on_close
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.labels import describe_far_side, describe_hop
@@ -38,6 +46,8 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
 
+Fetched = frozenset[str]
+NOTHING: Fetched = frozenset()
 OTHER_ENDPOINT_PICKS = 8  # picks are random and weighted: enough to meet another with some luck
 
 
@@ -80,13 +90,11 @@ class OutboundConnection(Connection):
     def serve(self) -> None:
         """Begin; returns at once."""
         self.context.live.outbound[self] = None
-        try:
-            self.context.sockets.tune(self._sock)
-            self.go_to(original_destination(self._sock))
-        except ZtunnelError as error:
-            self.end(error)
-        except OSError as error:
-            self.end(UnreachableError(f"io error: {error.strerror}"))
+        self.attempt(self._begin, trouble="io error")
+
+    def _begin(self) -> None:
+        self.context.sockets.tune(self._sock)
+        self.go_to(original_destination(self._sock))
 
     def go_to(self, target: Endpoint) -> None:
         """Find the way to where the application wants to go.
@@ -112,18 +120,35 @@ class OutboundConnection(Connection):
         if not self.is_over:
             self._classify(workload, self._target)
 
-    def _classify(self, workload: Workload, target: Endpoint) -> None:
-        node = self.context.node
+    def _classify(self, workload: Workload, target: Endpoint, fetched: Fetched = NOTHING) -> None:
         permit = self._authorize(target)
-        request = OutboundRequest(source=workload, source_ip=self.source.ip, target=target)
-        answer = route(request, node.store, network=node.config.network, rng=node.rng)
-        match answer:
-            case Hop():
-                self._go(workload, answer, permit)
-            case ResolveHostname():
-                self.wait_for(lambda: self._resolve(workload, answer, permit))
-            case _:
-                raise RouteError(f"unknown address: {answer.what}")
+        match self._route(workload, target, fetched):
+            case Hop() as hop:
+                self._go(workload, hop, permit)
+            case ResolveHostname() as wanted:
+                self.wait_for(lambda: self._resolve(workload, wanted, permit))
+            case UnknownAddress(what=what):
+                self.wait_for(lambda: self._fetch(target, what, fetched))
+
+    def _route(self, workload: Workload, target: Endpoint, fetched: Fetched = NOTHING) -> Route:
+        node = self.context.node
+        return route(
+            OutboundRequest(source=workload, source_ip=self.source.ip, target=target),
+            node.store,
+            network=node.config.network,
+            rng=node.rng,
+            on_demand=node.demand is not None,
+            fetched=fetched,
+        )
+
+    async def _fetch(self, target: Endpoint, what: str, fetched: Fetched) -> None:
+        """Ask the control plane about an address, then ask for the way again."""
+        demand = self.context.node.demand
+        assert demand is not None
+        await demand.fetch(what)
+        workload = await self.context.known_workload()
+        if not self.is_over:
+            self._classify(workload, target, fetched | {what})
 
     async def _resolve(self, workload: Workload, wanted: ResolveHostname, permit: Permit) -> None:
         node = self.context.node
@@ -168,12 +193,11 @@ class OutboundConnection(Connection):
 
     def another_hop(self, failed: Hop) -> Hop | None:
         """Give another endpoint of the same service, if there is one."""
-        target, node, workload = self._target, self.context.node, self.context.workload()
+        target, workload = self._target, self.context.workload()
         if failed.service is None or target is None or workload is None:
             return None
-        request = OutboundRequest(source=workload, source_ip=self.source.ip, target=target)
         for _ in range(OTHER_ENDPOINT_PICKS):
-            other = route(request, node.store, network=node.config.network, rng=node.rng)
+            other = self._route(workload, target)
             if isinstance(other, Hop) and other.protocol is failed.protocol:
                 if other.peer != failed.peer:
                     self._point_to(workload, other)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.admit import Admission, Rejection, admit_plaintext
-from ztunnel.errors import RejectedError, UnreachableError, ZtunnelError
+from ztunnel.errors import RejectedError, UnreachableError
 from ztunnel.linux.sockopt import original_destination, reset_on_close
 from ztunnel.model.flow import Flow
 from ztunnel.proxy.connection import Connection
@@ -62,19 +62,17 @@ class PlaintextConnection(Connection):
     def serve(self) -> None:
         """Begin; returns at once."""
         self.context.live.inbound[self] = None
-        try:
-            self.context.sockets.tune(self._sock)
-            original = self._original = original_destination(self._sock)
-            self.record.destination = original
-            workload = self.context.workload()
-            if workload is None:
-                self.wait_for(self._serve_when_known)
-            else:
-                self._classify(original, workload)
-        except ZtunnelError as error:
-            self.end(error)
-        except OSError as error:
-            self.end(UnreachableError(f"connection failed: {error.strerror}"))
+        self.attempt(self._begin, trouble="connection failed")
+
+    def _begin(self) -> None:
+        self.context.sockets.tune(self._sock)
+        original = self._original = original_destination(self._sock)
+        self.record.destination = original
+        workload = self.context.workload()
+        if workload is None:
+            self.wait_for(self._serve_when_known)
+        else:
+            self._classify(original, workload)
 
     async def _serve_when_known(self) -> None:
         workload = await self.context.known_workload()

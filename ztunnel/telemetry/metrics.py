@@ -110,6 +110,7 @@ class Metrics:
                 kind=Kind.HISTOGRAM, labels=DNS_LABELS, unit="seconds", buckets=DNS_BUCKETS,
             )
         )  # fmt: skip
+        self.dns_answers = self._counter("ztunnel_dns_answers", "DNS answers", "source", "code")
 
     def _declare_control_plane(self) -> None:
         self.xds_terminations = self._counter(
