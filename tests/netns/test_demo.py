@@ -60,7 +60,7 @@ async def test_every_expectation_holds_and_a_second_run_finds_a_clean_machine() 
     for _ in range(2):
         status, output = await run_demo(mark=os.getpid())
         assert status == 0, output
-        assert output.splitlines()[-1].startswith("verdict: all 13 expectations held")
+        assert output.splitlines()[-1].startswith("verdict: all 14 expectations held")
         assert "FAIL" not in output
         assert "\x1b" not in output
         assert leftovers(os.getpid()) == []

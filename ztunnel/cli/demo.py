@@ -18,7 +18,8 @@ import trio
 from ztunnel.cli.proxy import first
 from ztunnel.devmesh import kept
 from ztunnel.devmesh.demo import seconds_since, take_tour
-from ztunnel.devmesh.mesh import DevMesh, dev_mesh
+from ztunnel.devmesh.kube_mesh import kube_mesh
+from ztunnel.devmesh.mesh import DevMesh
 from ztunnel.errors import ZtunnelError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ async def run_steps(prefix: str, *, keep: bool) -> int:
     """Do what the tour is about."""
     started = time.perf_counter()
     print("Building two nodes and four pods from network namespaces ...", flush=True)
-    async with dev_mesh(MESH_FILE, prefix=prefix, keep=keep) as mesh:
+    async with kube_mesh(MESH_FILE, prefix=prefix, keep=keep) as (mesh, _):
         print(f"The mesh is up after {seconds_since(started)}: {described(mesh)}\n", flush=True)
         results = await take_tour(mesh, say=say, good=green, bad=red)
         held, total = sum(results), len(results)

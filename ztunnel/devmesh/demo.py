@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ztunnel.model.network import IpAddress
 
 APP_PORT = 8080
+CHAT_PORT = 8081
 VIP_PORT = 80
 ANSWER_SECONDS = 5.0
 SETTLE_SECONDS = 2.0
@@ -33,6 +34,16 @@ DNS_BYTES = 4096
 OUTSIDE_IP = "203.0.113.10"
 LEGACY_IP = "10.244.1.200"
 BALANCED_CALLS = 16
+NO_CART = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-cart, namespace: bank}
+spec:
+  selector: {matchLabels: {app: ledger}}
+  action: DENY
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/cart]}}]}]
+"""
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 CART = "spiffe://cluster.local/ns/shop/sa/cart"
 
@@ -156,6 +167,7 @@ class Tour:
         await self.plaintext()
         await self.strict()
         await self.passed_through()
+        await self.policy_changes()
         await self.show_logs()
 
     async def named(self) -> None:
@@ -215,7 +227,8 @@ class Tour:
         why = f"{call.error}; node-b's log names the policy bank/no-web and the caller"
         if not (call.error and line):
             why = f"expected a refusal in the log, got {call.answer or call.error!r}"
-        self.report("web calls ledger, which policy denies it", Outcome(bool(line), why))
+        held = bool(call.error and line)
+        self.report("web calls ledger, which policy denies it", Outcome(held, why))
 
     async def allowed(self) -> None:
         """See the same pod answer somebody else."""
@@ -261,12 +274,32 @@ class Tour:
             why = f"expected an untouched call, got {call.answer or call.error!r}"
         self.report("web calls a host outside the mesh", Outcome(held and caller, why))
 
+    async def policy_changes(self) -> None:
+        """Add a policy to the file while a connection runs that it forbids."""
+        cart, ledger = self.mesh.pods["cart-a"], self.address("ledger")
+        async with await self.mesh.connect(cart, ledger, CHAT_PORT) as stream:
+            await stream.send_all(b"ping")
+            with trio.move_on_after(ANSWER_SECONDS):
+                answer = await stream.receive_some(4)
+            since = self.mark()
+            path = trio.Path(self.mesh.path)
+            await path.write_text(await path.read_text() + NO_CART)
+            cut = await ends(stream)
+        line = await self.line("node-b", since, "closed due to policy change", "bank/no-cart")
+        again = await self.call(cart, ledger, APP_PORT)
+        held = answer == b"ping" and cut and bool(line) and bool(again.error)
+        why = "the running connection was cut, and a new one is refused"
+        if not held:
+            why = f"expected that to end the connection; cut: {cut}, new call: {again}"
+        self.report("a policy against cart is added to the file", Outcome(held, why))
+
     async def show_logs(self) -> None:
         """Show the access-log lines of both sides for one connection."""
         since = self.mark()
         await self.call(self.mesh.pods["web"], self.address("cart-b"), APP_PORT)
-        outbound = await self.line("node-a", since, "connection complete", 'direction="outbound"')
-        inbound = await self.line("node-b", since, "connection complete", 'direction="inbound"')
+        parts = ("connection complete", WEB, 'dst.workload="cart-b"')
+        outbound = await self.line("node-a", since, 'direction="outbound"', *parts)
+        inbound = await self.line("node-b", since, 'direction="inbound"', *parts)
         self.say("")
         self.say("The access log of one connection, at its source and at its destination:")
         self.say(f"  node-a  {outbound}")
@@ -275,6 +308,26 @@ class Tour:
             "one line on each side for each connection",
             Outcome(bool(outbound and inbound), "shown above"),
         )
+
+
+async def ends(stream: trio.SocketStream) -> bool:
+    """Tell whether a connection is cut within a few seconds."""
+    with trio.move_on_after(ANSWER_SECONDS):
+        try:
+            return await stream.receive_some() == b""
+        except trio.BrokenResourceError:
+            return True
+    return False
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Be an application that talks for as long as it is talked to."""
+    try:
+        async with stream:
+            async for chunk in stream:
+                await stream.send_all(chunk)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return  # the connection was cut
 
 
 def answering(name: str) -> Callable[[trio.SocketStream], Awaitable[None]]:
@@ -311,6 +364,8 @@ async def take_tour(
         for name, member in {**mesh.pods, "internet": mesh.outside["internet"]}.items():
             listener = await mesh.listen(member, APP_PORT)
             nursery.start_soon(partial(trio.serve_listeners, answering(name), [listener]))
+        chat = await mesh.listen(mesh.pods["ledger"], CHAT_PORT)
+        nursery.start_soon(partial(trio.serve_listeners, echo, [chat]))
         await tour.steps()
         nursery.cancel_scope.cancel(reason="the tour is over")
     return tour.results

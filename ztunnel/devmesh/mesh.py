@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 DEATH_SECONDS = 1.0  # how long to wait for the status of a proxy that hung up on us
 READY_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
+
+
+class StartProxy(Protocol):
+    """Runs a node's proxy for the length of a block."""
+
+    def __call__(self, node: Node, *, agent_socket: Path) -> AbstractAsyncContextManager[NodeProxy]:
+        """Start it."""
 
 
 @dataclass(slots=True)
@@ -132,7 +140,7 @@ async def dev_mesh(
     keep: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[DevMesh]:
-    """Build the mesh of a configuration file; everything is gone when the block ends.
+    """Build the mesh of a static configuration; everything is gone when the block ends.
 
     Raises:
         ZtunnelError: it could not be built; the message says what and why.
@@ -143,25 +151,30 @@ async def dev_mesh(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{prefix}-")))
         cluster = stack.enter_context(Cluster(prefix, keep=keep))
         mesh = DevMesh(cluster, config, DevelopmentCa.create(), path)
-        for workload in config.workloads:
-            add_pod(mesh, workload)
-        for name, node in mesh.nodes.items():
-            agent_socket = mesh.sockets[name] = folder / f"{name}.sock"
-            mesh.agents[name] = await stack.enter_async_context(serve_zds(str(agent_socket)))
-            mesh.proxies[name] = await stack.enter_async_context(
-                running_node_proxy(
-                    node,
-                    config_path=path,
-                    agent_socket=agent_socket,
-                    authority=mesh.authority,
-                    settings=settings,
-                )
-            )
-        await wait_ready(mesh)
-        for workload in config.workloads:
-            if workload.protocol is TunnelProtocol.HBONE and not workload.native_tunnel:
-                await mesh.enrol(workload)
+        start = partial(
+            running_node_proxy, config_path=path, authority=mesh.authority, settings=settings
+        )
+        await populate(mesh, folder, stack, start)
         yield mesh
+
+
+async def populate(mesh: DevMesh, folder: Path, stack: AsyncExitStack, start: StartProxy) -> None:
+    """Make pods and nodes, start a proxy on each node, and enrol the pods.
+
+    Raises:
+        ZtunnelError: it could not be done; the message says what and why.
+    """
+    for workload in mesh.config.workloads:
+        add_pod(mesh, workload)
+    for name, node in mesh.nodes.items():
+        agent_socket = mesh.sockets[name] = folder / f"{name}.sock"
+        mesh.agents[name] = await stack.enter_async_context(serve_zds(str(agent_socket)))
+        running = start(node, agent_socket=agent_socket)
+        mesh.proxies[name] = await stack.enter_async_context(running)
+    await wait_ready(mesh)
+    for workload in mesh.config.workloads:
+        if workload.protocol is TunnelProtocol.HBONE and not workload.native_tunnel:
+            await mesh.enrol(workload)
 
 
 def add_pod(mesh: DevMesh, workload: Workload) -> None:

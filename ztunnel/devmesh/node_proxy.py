@@ -102,29 +102,30 @@ class NodeProxy:
 async def running_node_proxy(
     node: Node,
     *,
-    config_path: Path,
     agent_socket: Path,
-    authority: DevelopmentCa,
+    config_path: Path | None = None,
+    authority: DevelopmentCa | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[NodeProxy]:
     """Run `ztunnel proxy ztunnel` on a node; it is gone when the block ends.
 
-    Root certificate and key reach it through memory: a file without a name, held by descriptor.
+    Without a control plane it needs a static configuration and an `authority` of its own, whose
+    certificate and key reach it through memory: a file without a name, held by descriptor.
     """
     fd = os.memfd_create("development-ca")
     try:
-        os.write(fd, authority.to_pem())
         env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env |= {
             "NODE_NAME": node.name,
             "INPOD_UDS": str(agent_socket),
-            "LOCAL_XDS_PATH": str(config_path),
-            "XDS_ADDRESS": "",
-            "FAKE_CA": f"/proc/self/fd/{fd}",
-            "CLUSTER_ID": "demo",
             "CONNECTION_TERMINATION_DEADLINE": "1s",
-            **(settings or {}),
         }
+        if config_path is not None:
+            env |= {"LOCAL_XDS_PATH": str(config_path), "XDS_ADDRESS": ""}
+        if authority is not None:
+            os.write(fd, authority.to_pem())
+            env["FAKE_CA"] = f"/proc/self/fd/{fd}"
+        env |= settings or {}
         words = node.command(sys.executable, "-m", "ztunnel", "proxy", "ztunnel")
         process = await trio.lowlevel.open_process(
             words,
