@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.errors import DeniedError, RouteError
+from ztunnel.errors import DeniedError, LimitError, RouteError
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.live import LiveConnections
 
@@ -114,6 +115,8 @@ class ProxyContext:
         try:
             with trio.move_on_after(LOCAL_WORKLOAD_SECONDS):
                 await trio.lowlevel.checkpoint()
+                if self.node.demand is not None and self.workload() is None:
+                    await self._ask(self.node.demand)
                 # No wait behind the look-up: whoever is judged by an old record stays so judged.
                 while (workload := self.workload()) is None:
                     await changed.wait()
@@ -127,6 +130,12 @@ class ProxyContext:
             f"{info.service_account}.{info.namespace} ({info.name}); the control plane has not "
             f"sent it within {LOCAL_WORKLOAD_SECONDS:g}s"
         )
+
+    async def _ask(self, demand: Demand) -> None:
+        """Ask for our workload: with any answer come all workloads of the node (13)."""
+        uid = f"{self.node.config.cluster_id}//Pod/{self.info.namespace}/{self.info.name}"
+        with contextlib.suppress(RouteError, LimitError):  # the caller waits, and says what for
+            await demand.fetch(uid)
 
     def lacks_policy(self, workload: Workload) -> bool:
         """Whether a policy that the workload names has not arrived, and we should wait for it."""
