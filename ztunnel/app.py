@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import platform
 import random
-import resource
 import signal
-import socket
 import ssl
 import time
 from contextlib import AsyncExitStack
@@ -45,15 +43,13 @@ from ztunnel.admin.server import (
 )
 from ztunnel.config import READINESS_PORT, Config
 from ztunnel.decide.classify import illegal_ports
-from ztunnel.errors import ConfigError, PrivilegeError, ResourceError
 from ztunnel.identity.issuer import make_issuer
 from ztunnel.identity.node import NodeCredentials
 from ztunnel.inpod.manager import PodManager, ServedPod, socket_factory
 from ztunnel.inpod.zds import AgentLink, LinkState
-from ztunnel.linux import sockopt
-from ztunnel.linux.netns import PodNetns
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.settings import ProxyMode
+from ztunnel.preflight import prove_privileges, raise_descriptor_limit, read_static_config
 from ztunnel.proxy.context import NodeContext
 from ztunnel.proxy.handshakes import Handshakes
 from ztunnel.proxy.workload_proxy import OWN_DOORS, WorkloadProxy
@@ -69,7 +65,6 @@ from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
 from ztunnel.xds.local import (
     local_config_to_dict,
-    parse_local_config,
     policy_to_dict,
     service_to_dict,
     workload_to_dict,
@@ -347,29 +342,6 @@ def _show_pod(pod: ServedPod) -> dict[str, object]:
     )
 
 
-def read_static_config(config: Config) -> Update:
-    """Read the static configuration, if there is one.
-
-    Raises:
-        ConfigError: the file cannot be read, or something in it is wrong (line and field named).
-    """
-    source, text = "LOCAL_XDS", config.local_xds
-    if config.local_xds_path is not None:
-        source = str(config.local_xds_path)
-        try:
-            text = config.local_xds_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"LOCAL_XDS_PATH={source}: cannot be read: {error}; point it to a YAML file"
-            ) from error
-    if text is None:
-        return Update()
-    try:
-        return parse_local_config(text, source=source)
-    except ResourceError as error:
-        raise ConfigError(str(error)) from error
-
-
 def hbone_settings(config: Config, *, client: bool) -> HboneSettings:
     """Choose what we announce in HTTP/2."""
     return HboneSettings(
@@ -379,38 +351,6 @@ def hbone_settings(config: Config, *, client: bool) -> HboneSettings:
         max_concurrent_streams=config.max_streams_per_tunnel,
         max_header_list_size=None if client else config.max_header_bytes,
     )
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open files to the hard one (dataplane.md 1.2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        log.info("file descriptor limit raised", soft=soft, hard=hard)
-
-
-def prove_privileges(config: Config) -> None:
-    """Show that we can enter namespaces and mark packets; without it no pod can be served.
-
-    Raises:
-        PrivilegeError: a capability is missing.
-    """
-    try:
-        with PodNetns.open("/proc/self/ns/net") as own:
-            own.call(lambda: None)
-    except OSError as error:
-        raise PrivilegeError(
-            f"cannot enter a network namespace: {error}; shared mode needs CAP_SYS_ADMIN "
-            "(run as root, or set PROXY_MODE=dedicated)"
-        ) from error
-    try:
-        with socket.socket() as probe:
-            sockopt.set_mark(probe, config.packet_mark or 1)
-    except OSError as error:
-        raise PrivilegeError(
-            f"cannot set a packet mark: {error}; shared mode needs CAP_NET_ADMIN "
-            "(run as root, or set PROXY_MODE=dedicated)"
-        ) from error
 
 
 def build_info(config: Config) -> dict[str, object]:

@@ -77,3 +77,12 @@ def an_established_pair(
     other = Handshake(server or a_server_context(), server_side=True)
     shake_hands(one, other)
     return one.finish(), other.finish()
+
+
+def talk_both_ways(one: Established, other: Established) -> None:
+    """See bytes pass from either end to the other."""
+    out = memoryview(bytearray(1 << 18))
+    for sender, receiver in ((one, other), (other, one)):
+        sealed = memoryview(sender.records.seal_small(b"hello"))
+        assert receiver.records.open(sealed, out) == (len(sealed), 5)
+        assert bytes(out[:5]) == b"hello"

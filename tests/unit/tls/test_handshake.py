@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -15,12 +14,12 @@ from tests.support.certs import (
     an_authority,
     an_established_pair,
     shake_hands,
+    talk_both_ways,
 )
-from ztunnel.errors import RevokedError, TlsError
-from ztunnel.identity.dev_ca import DevelopmentCa, Usage
+from ztunnel.errors import TlsError
+from ztunnel.identity.dev_ca import Usage
 from ztunnel.tls.alerts import Alert
-from ztunnel.tls.crl import Revocations, parse_lists
-from ztunnel.tls.handshake import RECEIVED_BYTES_MAX, Established, Handshake
+from ztunnel.tls.handshake import RECEIVED_BYTES_MAX, Handshake
 from ztunnel.tls.records import Tls13Records
 from ztunnel.tls.ssl_records import SslObjectRecords
 
@@ -46,13 +45,6 @@ class Oracle:
         return self.outgoing.read()
 
 
-def both_ways(one: Established, other: Established) -> None:
-    for sender, receiver in ((one, other), (other, one)):
-        sealed = memoryview(sender.records.seal_small(b"hello"))
-        assert receiver.records.open(sealed, OUT) == (len(sealed), 5)
-        assert bytes(OUT[:5]) == b"hello"
-
-
 def test_both_ends_agree_and_data_flows() -> None:
     client, server = an_established_pair(CLIENT, SERVER)
     assert isinstance(client.records, Tls13Records)
@@ -62,7 +54,7 @@ def test_both_ends_agree_and_data_flows() -> None:
         assert end.cipher == "TLS_AES_256_GCM_SHA384"
     assert client.peer.identities == (a_name("server"),)
     assert server.peer.identities == (a_name("client"),)
-    both_ways(client, server)
+    talk_both_ways(client, server)
 
 
 @settings(max_examples=30)
@@ -88,7 +80,7 @@ def cut_pair(cuts: list[int]) -> None:
                 wires[peer] += end.receive(data[:size])
                 data = data[size:]
             assert not data
-    both_ways(one.finish(), other.finish())
+    talk_both_ways(one.finish(), other.finish())
 
 
 @pytest.mark.parametrize("tickets", [0, 1, 2])
@@ -151,7 +143,7 @@ def test_tls_12_is_served_by_the_ssl_object_if_enabled() -> None:
         assert isinstance(end.records, SslObjectRecords)
         assert end.version == "TLSv1.2"
         assert "GCM" in end.cipher
-    both_ways(*ends)
+    talk_both_ways(*ends)
 
 
 def test_tls_12_is_refused_otherwise() -> None:
@@ -166,7 +158,7 @@ def test_the_take_over_can_be_switched_off() -> None:
         a_client_context(own_records=False), a_server_context(own_records=False)
     )
     assert all(isinstance(end.records, SslObjectRecords) for end in ends)
-    both_ways(*ends)
+    talk_both_ways(*ends)
 
 
 OTHERS = an_authority()
@@ -327,7 +319,7 @@ def test_damaged_flights_raise_only_tls_errors(at: int, junk: bytes, flight: int
                 data = bytes(damaged)
             data = end.receive(data)
         if other.done:
-            both_ways(one.finish(), other.finish())
+            talk_both_ways(one.finish(), other.finish())
     except TlsError as error:
         assert error.alert is not None  # noqa: PT017
 
@@ -335,54 +327,6 @@ def test_damaged_flights_raise_only_tls_errors(at: int, junk: bytes, flight: int
 def test_settings_of_the_wrong_role_are_a_bug() -> None:
     with pytest.raises(AssertionError):
         Handshake(CLIENT, server_side=True)
-
-
-def enforced(*pems: bytes) -> Revocations:
-    revocations = Revocations()
-    revocations.replace(parse_lists(b"".join(pems)))
-    return revocations
-
-
-@pytest.mark.parametrize("own_records", [True, False])
-@pytest.mark.parametrize("authority", [AUTHORITY, AUTHORITY.subordinate()], ids=["root", "below"])
-def test_a_peer_that_is_not_revoked_brings_the_links_of_its_chain(
-    authority: DevelopmentCa,
-    own_records: bool,
-) -> None:
-    made = a_certificate(a_name("client"), authority=authority)
-    one, other = an_established_pair(
-        a_client_context(made, own_records=own_records),
-        a_server_context(own_records=own_records, revocations=enforced(authority.revoke(1))),
-    )
-    assert other.peer.links[0].serial == made.serial
-    assert len(other.peer.links) == 1 + len(authority.intermediates)
-    assert one.peer.links == (), "without lists there is nothing to know"
-    both_ways(one, other)
-
-
-def test_a_revoked_client_is_refused_and_told_so() -> None:
-    made = a_certificate(a_name("client"))
-    client = Handshake(a_client_context(made), server_side=False)
-    lists = enforced(AUTHORITY.revoke(made.serial))
-    server = Handshake(a_server_context(revocations=lists), server_side=True)
-    shake_hands(client, server)
-    with pytest.raises(RevokedError) as caught:
-        server.finish()
-    assert str(caught.value) == (
-        f"tls handshake error: peer certificate revoked by CRL (serial {made.serial:x})"
-    )
-    with pytest.raises(TlsError, match=r"peer sent alert: certificate revoked \(44\)"):
-        client.finish().records.open(memoryview(caught.value.alert), OUT)
-
-
-def test_a_server_below_a_revoked_authority_is_refused() -> None:
-    below = AUTHORITY.subordinate()
-    lists = enforced(AUTHORITY.revoke(below.signer.serial_number))
-    client = Handshake(a_client_context(revocations=lists), server_side=False)
-    made = a_certificate(a_name("server"), authority=below)
-    shake_hands(client, Handshake(a_server_context(made), server_side=True))
-    with pytest.raises(RevokedError, match="revoked by CRL"):
-        client.finish()
 
 
 def test_the_name_of_the_host_a_client_asks_for_is_ignored() -> None:
@@ -397,35 +341,3 @@ def test_the_name_of_the_host_a_client_asks_for_is_ignored() -> None:
     oracle.do_handshake()
     ours.receive(outgoing.read())
     assert ours.finish().peer.identities == (a_name("client"),)
-
-
-UPPER = AUTHORITY.subordinate("upper")
-LOWER = UPPER.subordinate("lower")
-ISSUED = a_certificate(a_name("client"), authority=LOWER)
-LEAF_PEM, *UP_PEM = (
-    block + b"-----END CERTIFICATE-----\n"
-    for block in ISSUED.chain_pem.split(b"-----END CERTIFICATE-----\n")
-    if block.strip()
-)
-STRANGERS = [one.chain_pem for one in (a_certificate(), a_certificate(authority=OTHERS))]
-SUBJECTS = [*UP_PEM, *STRANGERS, AUTHORITY.roots_pem, OTHERS.roots_pem]
-
-
-@settings(max_examples=60)
-@given(chain=st.lists(st.sampled_from(SUBJECTS), max_size=6))
-def test_whatever_chain_a_client_shows_it_is_itself_or_refused(chain: list[bytes]) -> None:
-    shown = replace(ISSUED, chain_pem=LEAF_PEM + b"".join(chain))
-    one = Handshake(a_client_context(shown), server_side=False)
-    other = Handshake(a_server_context(revocations=enforced(OTHERS.revoke())), server_side=True)
-    try:
-        shake_hands(one, other)
-        peer = other.finish().peer
-    except TlsError as error:
-        assert not set(UP_PEM) <= set(chain)
-        assert str(error).startswith("tls handshake error: certificate verify")  # noqa: PT017
-    else:
-        assert peer.identities == (a_name("client"),)
-        assert [link.serial for link in peer.links][1:] == [
-            LOWER.signer.serial_number,
-            UPPER.signer.serial_number,
-        ]
