@@ -122,7 +122,7 @@ async def test_short_lives_and_a_ca_that_is_down_for_most_of_one_cost_no_call(
             ca.fault = CaFault.NONE
             await scene.renewals(6)
     assert scene.calls > 50
-    assert {call.cluster_id for call in ca.calls} == {"demo"}
+    assert {call.cluster_id for call in ca.calls} == {"Kubernetes"}
 
 
 async def test_a_root_is_exchanged_and_a_revocation_cuts_exactly_the_right_tunnels(
