@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import select
 import shutil
 import socket
@@ -56,7 +57,7 @@ def load(
     sock.settimeout(0)
     sent: dict[int, float] = {}
     times: list[float] = []
-    number = lost = 0
+    number = lost = answers = 0
     plain, rng = query(name), random.Random(1)
     start = time.perf_counter()
     measured_from, end = start + WARM_UP_SECONDS, start + WARM_UP_SECONDS + seconds
@@ -74,6 +75,7 @@ def load(
             while True:
                 data = sock.recv(RECEIVE_BYTES)
                 asked = sent.pop(int.from_bytes(data[:2], "big"), None)
+                answers += 1
                 if asked is not None and now > measured_from:
                     times.append(time.perf_counter() - asked)
         except BlockingIOError:
@@ -84,6 +86,7 @@ def load(
         "p50_us": times[len(times) // 2] * 1e6 if times else 0,
         "p99_us": times[len(times) * 99 // 100] * 1e6 if times else 0,
         "lost": lost,
+        "answers": answers,
     }
 
 
@@ -127,10 +130,17 @@ def resident_kib() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4
 
 
-def show(row: str, found: dict[str, float], grown: int) -> None:
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def show(row: str, found: dict[str, float], cpu: float = 0.0, grown: int = 0) -> None:
     print(
-        f"{row:42} {found['per_second']:8.0f}/s  p50 {found['p50_us']:7.0f} us"
-        f"  p99 {found['p99_us']:7.0f} us  lost {found['lost']:.0f}  grown {grown} KiB"
+        f"{row:34} {found['per_second']:8.0f}/s  p50 {found['p50_us']:7.0f} us"
+        f"  p99 {found['p99_us']:7.0f} us  lost {found['lost']:.0f}"
+        f"  our CPU {cpu / found['answers'] * 1e6:5.1f} us each  grown {grown} KiB",
+        flush=True,
     )
 
 
@@ -146,7 +156,7 @@ async def measure(seconds: float, window: int) -> None:
         try:
             await trio.sleep(0.5)
             common = ("--seconds", str(seconds), "--window", str(window))
-            show("dnsmasq, directly", await asked(pod, OTHER_NAME, *common), 0)
+            show("dnsmasq, directly", await asked(pod, OTHER_NAME, *common))
             apply_redirect(pod.netns, RedirectPlan(dns=True))
             await measure_ours(pod, common)
         finally:
@@ -175,12 +185,12 @@ async def measure_ours(pod: Pod, common: tuple[str, ...]) -> None:
             ("ours, mesh name", (MESH_NAME,)),
             ("ours, mesh name, each query new", (MESH_NAME, "--fresh")),
             ("ours, forwarded to dnsmasq", (OTHER_NAME,)),
-            ("ours, mesh name again", (MESH_NAME,)),
             ("ours, forwarded again", (OTHER_NAME,)),
+            ("ours, forwarded, each query new", (OTHER_NAME, "--fresh")),
         ):
-            before = resident_kib()
+            before, cpu = resident_kib(), cpu_seconds()
             found = await asked(pod, *words, *common)
-            show(row, found, resident_kib() - before)
+            show(row, found, cpu_seconds() - cpu, resident_kib() - before)
         nursery.cancel_scope.cancel()
 
 

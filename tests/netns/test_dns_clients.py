@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.support.dns import printed, with_resolv_conf
 from tests.support.dns_scene import OTHER_RESOLVER, RESOLVER, WEB, Scene, a_scene, serving
 from tests.support.namespaces import needs_root
+from ztunnel.devmesh.cluster import Pod
 
 pytestmark = [
     pytest.mark.netns,
@@ -75,6 +77,76 @@ async def test_busybox_finds_names(scene: Scene, tmp_path: Path) -> None:
         ]:
             words = with_resolv_conf(conf, "busybox", "nslookup", name)
             assert ip in await printed(scene.pod, *words)
+
+
+# Prints what getaddrinfo says. musl's asks all servers at once, A and AAAA from one socket.
+GETADDRINFO = r"""
+#include <stdio.h>
+#include <netdb.h>
+#include <arpa/inet.h>
+int main(int count, char **words) {
+  for (int i = 1; i < count; i++) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = 0;
+    int error = getaddrinfo(words[i], 0, &hints, &found);
+    printf("%s:", words[i]);
+    if (error) printf(" %s", gai_strerror(error));
+    for (struct addrinfo *one = found; one; one = one->ai_next) {
+      char text[64];
+      void *ip = one->ai_family == AF_INET
+        ? (void *)&((struct sockaddr_in *)one->ai_addr)->sin_addr
+        : (void *)&((struct sockaddr_in6 *)one->ai_addr)->sin6_addr;
+      printf(" %s", inet_ntop(one->ai_family, ip, text, sizeof text));
+    }
+    printf("\n");
+  }
+}
+"""
+
+
+def built_with_musl(folder: Path) -> str:
+    source, program = folder / "lookup.c", folder / "lookup"
+    source.write_text(GETADDRINFO)
+    subprocess.run(["musl-gcc", "-static", "-o", program, source], check=True)
+    return str(program)
+
+
+async def looked_up(pod: Pod, conf: Path, program: str, *names: str) -> dict[str, set[str]]:
+    """Run it; an error is the words of its text."""
+    text = await printed(pod, *with_resolv_conf(conf, program, *names))
+    lines = (line.partition(": ") for line in text.splitlines())
+    return {name: set(found.split()) for name, _, found in lines}
+
+
+@pytest.mark.requires_program("musl-gcc", "unshare")
+async def test_musl_finds_names(scene: Scene, tmp_path: Path) -> None:
+    conf, program = resolv_conf(tmp_path, RESOLVER), built_with_musl(tmp_path)
+    names = {
+        "cart": {"10.96.0.7", "fd00:96::7"},
+        "cart.shop": {"10.96.0.7", "fd00:96::7"},
+        "bank.money": {"10.96.0.8"},
+        "web": {"10.1.0.7", "10.1.0.8"},
+        "web-0.web": {"10.1.0.7"},
+        "api.mesh.example": {"240.240.0.1"},
+    }
+    others = ["example.org", "www.example.org", "missing.example.org"]
+    async with serving(scene):
+        found = await looked_up(scene.pod, conf, program, *names, *others)
+        bare = await looked_up(scene.bare, conf, program, *others)
+    assert {name: found[name] for name in names} == names
+    assert {name: found[name] for name in others} == bare
+    assert bare["example.org"] == {"192.0.2.1", "2001:db8::1"}
+
+
+@pytest.mark.requires_program("musl-gcc", "unshare")
+async def test_musl_asks_several_resolvers_at_once(scene: Scene, tmp_path: Path) -> None:
+    conf = resolv_conf(tmp_path, "198.51.100.99", RESOLVER)
+    program = built_with_musl(tmp_path)
+    async with serving(scene):
+        found = await looked_up(scene.pod, conf, program, "example.org.", "cart.shop")
+    assert found == {
+        "example.org.": {"192.0.2.1", "2001:db8::1"},
+        "cart.shop": {"10.96.0.7", "fd00:96::7"},
+    }
 
 
 NODE = """

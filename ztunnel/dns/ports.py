@@ -46,6 +46,9 @@ class Waiting(Protocol):
     def refused(self, port: OpenPort, error: OSError) -> None:
         """Learn that nothing will come at this port, and leave it."""
 
+    def forget(self) -> None:
+        """Leave all ports, and want nothing more."""
+
 
 class OpenPort:
     """One socket; its owner opens, retires and closes it."""
@@ -92,7 +95,7 @@ class OpenPort:
             self._ports.close_port(self)
 
     def expire(self) -> None:
-        """Be too old for further queries."""
+        """Be used for no further query: it is too old, or leads nowhere."""
         self._ports.retire(self)
 
     def fail(self, error: Exception) -> None:  # noqa: ARG002 - the reactor has logged it
@@ -179,9 +182,10 @@ class Ports:
             port.sock.close()
 
     def close(self) -> None:
-        """Close everything; nobody is told."""
+        """Close everything, and send nothing more for those who wait."""
         for port in tuple(self._open):
-            port.waiting.clear()
+            for asked in tuple(port.waiting.values()):
+                asked.forget()
             self.retire(port)
 
     def _choose(self, bits: int) -> OpenPort:

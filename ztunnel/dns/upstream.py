@@ -62,8 +62,13 @@ class Upstream:
         self._servers: dict[Endpoint, Ports] = {}
         self.queries = 0  # under way
 
+    @property
+    def ports_kept(self) -> int:
+        """How many UDP ports are open that further queries may leave by."""
+        return self._kept.ports
+
     def close(self) -> None:
-        """Close the sockets of all queries by UDP; they will hear nothing more."""
+        """Close the sockets of all queries by UDP, and call nobody back."""
         for ports in tuple(self._servers.values()):
             ports.close()
         self._servers.clear()
@@ -247,6 +252,9 @@ class _Asked:
     def _time_out(self) -> None:
         server = self._places[-1].server
         self._failure = UnreachableError(f"{server}: timed out")
+        # No more queries from where an answer is overdue, and not this one again.
+        for port, _ in self._tries:
+            port.expire()
         self.next_turn()
 
     def _fail(self, server: Endpoint, error: UnreachableError | LimitError) -> None:
@@ -259,7 +267,8 @@ class _Asked:
             self._deadline.cancel()
             self._deadline = None
 
-    def _end(self, outcome: Outcome) -> None:
+    def forget(self) -> None:
+        """End without telling anybody."""
         self._stop_waiting()
         for port, number in self._tries:
             port.leave(number)
@@ -267,6 +276,9 @@ class _Asked:
             self._upstream.give_back(place)
         self._tries.clear()
         self._places.clear()
+
+    def _end(self, outcome: Outcome) -> None:
+        self.forget()
         self._ended(outcome)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import dns.exception
-import dns.name
 import dns.rdatatype
 import dns.wire
+
+from ztunnel.wire.dns_names import read_name
 
 HEADER_BYTES = 12
 MESSAGE_BYTES_MAX = 65535
@@ -26,6 +27,7 @@ CLASS_IN = 1
 
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length
+_KIND = struct.Struct("!HH")  # type, class
 _LENGTH = struct.Struct("!H")
 
 _QR, _AA, _TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
@@ -138,23 +140,27 @@ def parse_query(data: bytes) -> Query | Refused | None:
     if questions != 1 or records > RECORDS_IN_QUERY_MAX:
         return Refused(Rcode.FORMERR, _bare(message_id, flags, Rcode.FORMERR))
     try:
-        parser = dns.wire.Parser(data, HEADER_BYTES)
-        name, rtype, rclass = _question(parser)
-        question = data[HEADER_BYTES : parser.current]
-        opt = _opt(parser, records)
+        name, rtype, rclass, end = _question(data)
+        opt = _opt(dns.wire.Parser(data, end), records) if records else None
     except (dns.exception.DNSException, ValueError):
         return Refused(Rcode.FORMERR, _bare(message_id, flags, Rcode.FORMERR))
     return Query(
-        flags=flags, name=name.to_text(omit_final_dot=True).lower(),
-        rtype=rtype, rclass=rclass, question=question, opt=opt,
-    )  # fmt: skip
+        flags=flags, name=name, rtype=rtype, rclass=rclass, question=data[HEADER_BYTES:end], opt=opt
+    )
 
 
-def _question(parser: dns.wire.Parser) -> tuple[dns.name.Name, int, int]:
-    """Read the question; nothing is before it that its name could be compressed with."""
-    name = dns.name.from_wire_parser(parser, decompress=False)
-    rtype, rclass = parser.get_struct("!HH")
-    return name, rtype, rclass
+def _question(data: bytes) -> tuple[str, int, int, int]:
+    """Read the question; return its name, type, class, and where it ends.
+
+    Raises:
+        ValueError: the message ends too soon.
+        DNSException: the name is none.
+    """
+    # Nothing is before it that its name could be compressed with.
+    name, at = read_name(data, HEADER_BYTES)
+    if len(data) < at + _KIND.size:
+        raise ValueError("the question is cut off")
+    return name, *_KIND.unpack_from(data, at), at + _KIND.size
 
 
 def _opt(parser: dns.wire.Parser, records: int) -> Opt | None:
@@ -197,10 +203,9 @@ def _refused(data: bytes, message_id: int, flags: int, rcode: Rcode) -> Refused:
     """Refuse with the question, if there is one that can be read."""
     reply = _bare(message_id, flags, rcode)
     try:
-        parser = dns.wire.Parser(data, HEADER_BYTES)
         if _HEADER.unpack_from(data)[2] == 1:
-            _question(parser)
-            reply = reply[:5] + b"\x01" + reply[6:] + data[HEADER_BYTES : parser.current]
+            *_, end = _question(data)
+            reply = reply[:5] + b"\x01" + reply[6:] + data[HEADER_BYTES:end]
     except (dns.exception.DNSException, ValueError):
         pass  # then without it
     return Refused(rcode, reply)

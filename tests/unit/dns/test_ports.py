@@ -43,6 +43,9 @@ class Asked:
         self.errors.append(error)
         self._leave()
 
+    def forget(self) -> None:
+        self.answered(b"forgotten")
+
     def _leave(self) -> None:
         if self.port is not None:
             self.port.leave(self.number)
@@ -325,6 +328,16 @@ async def test_a_bug_in_one_answer_leaves_the_others(resolver: socket.socket) ->
             scene.answer(*scene.hears())
         await happened(other)
         assert other.answers
+
+
+async def test_at_the_end_everything_is_closed(resolver: socket.socket) -> None:
+    before = open_descriptors()
+    async with a_scene(resolver) as scene:
+        waiting = [scene.ask() for _ in range(3)]
+        scene.ports.close()
+        assert [asked.answers for asked in waiting] == [[b"forgotten"]] * 3
+        assert scene.kept.ports == scene.open == 0
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("events", [WRITABLE, READABLE])

@@ -13,9 +13,8 @@ import trio.testing
 
 from tests.support.resolvers import a_resolver, answered, silence
 from tests.support.tunnels import open_descriptors
-from ztunnel.dns import upstream
-from ztunnel.dns.ports import PORT_SECONDS
-from ztunnel.dns.upstream import Outcome, Upstream, servers_of
+from ztunnel.dns import ports, upstream
+from ztunnel.dns.upstream import WAITS_SECONDS, Outcome, Upstream, servers_of
 from ztunnel.errors import LimitError, UnreachableError
 from ztunnel.model.network import Endpoint
 from ztunnel.transport.reactor import Reactor
@@ -158,15 +157,17 @@ async def test_a_lost_query_is_sent_again_from_elsewhere(
 
 
 async def test_an_answer_to_the_first_of_two_sendings_is_welcome(
-    patient_clock: trio.testing.MockClock,
+    patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ports, "PORTS_PER_SERVER", 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
         resolver.bind(("127.0.0.1", 0))
         server = trio.socket.from_stdlib_socket(resolver)
         async with an_upstream() as asking:
             ending = begin(asking, Endpoint.of(resolver.getsockname()))
             first, sender = await server.recvfrom(4096)
-            await server.recvfrom(4096)
+            _, other = await server.recvfrom(4096)
+            assert other != sender
             await server.sendto(answered(first, RECORD), sender)
             assert await ending.answer() == ANSWER
             assert asking.queries == 0
@@ -230,9 +231,9 @@ async def test_a_late_refusal_by_the_first_resolver_changes_nothing(
         async with a_resolver(silence) as first, an_upstream() as asking:
             ending = begin(asking, first.endpoint, Endpoint.of(sock.getsockname()))
             data, sender = await second.recvfrom(4096)
-            ports = asking._servers[first.endpoint]
-            (port,) = ports._open
-            ports.give_up(port, ConnectionRefusedError(111, "refused"))
+            left = asking._servers[first.endpoint]
+            (port,) = left._open
+            left.give_up(port, ConnectionRefusedError(111, "refused"))
             assert ending.outcomes == []
             await second.sendto(answered(data, RECORD), sender)
             assert await ending.answer() == ANSWER
@@ -258,12 +259,18 @@ async def test_all_queries_together_have_a_limit(monkeypatch: pytest.MonkeyPatch
             await begin(asking, quick.endpoint).answer()
 
 
-async def test_by_udp_nothing_is_heard_after_the_end() -> None:
+async def test_by_udp_nothing_is_sent_or_heard_after_the_end(
+    patient_clock: trio.testing.MockClock,
+) -> None:
     before = open_descriptors()
     async with a_resolver(silence) as resolver:
         async with an_upstream() as asking:
             ending = begin(asking, resolver.endpoint)
+            asking.close()
+            await trio.sleep(sum(WAITS_SECONDS) + 1)  # the reactor runs on, for other pods
+            assert asking.queries == 0
         assert ending.outcomes == []
+        assert len(resolver.asked) == 1
     assert open_descriptors() == before
 
 
@@ -277,13 +284,15 @@ async def test_by_tcp_a_cancelled_query_leaves_nothing() -> None:
 
 
 async def test_places_are_given_back_and_idle_servers_forgotten(
-    patient_clock: trio.testing.MockClock,
+    patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ports, "PORT_SECONDS", 0.5)
     async with a_resolver(right) as resolver, a_resolver(right) as other, an_upstream() as asking:
         for _ in range(3):
             await begin(asking, resolver.endpoint).answer()
-        assert asking.queries == 0
-        await trio.sleep(PORT_SECONDS + 1)
+        assert (asking.queries, asking.ports_kept) == (0, 3)
+        await trio.sleep(1)
+        assert asking.ports_kept == 0
         await begin(asking, other.endpoint).answer()
         assert list(asking._servers) == [other.endpoint]
 

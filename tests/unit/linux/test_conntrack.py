@@ -35,6 +35,10 @@ def a_flow(source: Endpoint, target: Endpoint) -> bytes:
     return attribute(0x8001, ips) + attribute(0x8002, ports)
 
 
+# An address of three bytes.
+SHORT = b"\2\0\0\0" + attribute(0x8001, attribute(0x8001, attribute(2, b"\1\2\3")))
+
+
 class Kernel:
     """The other end of the socket, which answers what it is told to."""
 
@@ -76,6 +80,30 @@ def test_the_kernel_is_asked_for_the_flow_by_its_answers(
     assert asked[HEADER.size + 4 :] == attribute(0x8002, a_flow(LOCAL[family], CLIENT[family]))
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("first", [b"", attribute(99, b"new")])
+def test_the_order_in_which_the_kernel_tells_does_not_matter(
+    table: Conntrack, kernel: Kernel, family: int, first: bytes
+) -> None:
+    flow = a_flow(CLIENT[family], RESOLVER[family])
+    at = struct.unpack_from("=H", flow)[0]
+    turned = attribute(0x8001, first + flow[at:] + flow[:at])
+    kernel.answer(FOUND, bytes([2 if family == 4 else 10, 0, 0, 0]) + turned)
+    assert (
+        table.original_destination(client=CLIENT[family], local=LOCAL[family]) == RESOLVER[family]
+    )
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_usual_order_is_read_at_once(family: int) -> None:
+    number = {4: 2, 6: 10}[family]
+    flow = attribute(0x8001, a_flow(CLIENT[family], RESOLVER[family]))
+    layout = conntrack._FAMILY_V4 if family == 4 else conntrack._FAMILY_V6
+    found = layout.destination(bytes([number, 0, 0, 0]) + flow + attribute(0x8002, b""))
+    resolver = RESOLVER[family]
+    assert found == (resolver.ip.packed, resolver.port.to_bytes(2, "big"))
+
+
 def test_an_answer_to_an_older_question_is_passed_over(table: Conntrack, kernel: Kernel) -> None:
     stale = attribute(0x8001, a_flow(CLIENT[4], LOCAL[4]))
     kernel.answer(FOUND, bytes(4) + stale, sequence=0)
@@ -99,7 +127,9 @@ def test_a_silent_kernel_is_not_waited_for(table: Conntrack, kernel: Kernel) -> 
     assert table.original_destination(client=CLIENT[4], local=LOCAL[4]) is None
 
 
-@pytest.mark.parametrize("body", [b"", b"\2\0\0\0", b"\2\0\0\0\1\0\1\x80", b"\2\0\0\0" + bytes(8)])
+@pytest.mark.parametrize(
+    "body", [b"", b"\2\0\0\0", b"\2\0\0\0\1\0\1\x80", b"\2\0\0\0" + bytes(8), SHORT]
+)
 def test_a_flow_without_a_destination_is_none(
     table: Conntrack, kernel: Kernel, body: bytes
 ) -> None:
