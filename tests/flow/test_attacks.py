@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
+import h2.events
 import pytest
 import trio
 import trio.testing
 from h2.errors import ErrorCodes
 
 from tests.support import peers
-from tests.support.builders import a_gateway, a_service, a_workload, an_identity
+from tests.support.builders import a_gateway, a_policy, a_service, a_workload, an_identity
+from tests.support.certs import a_certificate, a_name
 from tests.support.flow import Mesh, a_mesh, a_pair, connect, expect_abort, loopback_address
 from tests.support.raw_hbone import (
     DATA,
@@ -29,6 +33,7 @@ from tests.support.raw_hbone import (
     frame,
     number,
 )
+from tests.support.scripted import a_scripted_client
 from tests.support.tunnels import Heard, a_tunnel_pair
 from ztunnel.errors import PeerError
 from ztunnel.model.workload import TunnelProtocol
@@ -40,6 +45,7 @@ from ztunnel.transport.sockets import local_pair
 
 HOST = "cart.far.svc.cluster.local"
 GATEWAY_ID = an_identity("gateway", "istio-system")
+FRONTEND = a_name("frontend")
 SECRET = b"for the far end's eyes only"
 YES = block([(":status", "200")])
 
@@ -78,7 +84,7 @@ class FalseGateway:
         if each.kind != HEADERS:
             return
         self._requests += 1
-        if self._requests > 1:
+        if self._requests > 1 or self._first == "yes":
             await peer.send(say_yes(each.stream_id))
         elif self._first == "refused":
             await peer.send(take_back(each.stream_id, ErrorCodes.REFUSED_STREAM))
@@ -145,6 +151,23 @@ async def test_a_gateway_that_takes_back_its_yes_never_reads_what_is_for_the_far
         assert SECRET not in gateway.heard
 
 
+async def test_an_outer_tunnel_is_given_back_when_there_is_no_descriptor_for_the_inner(
+    monkeypatch,
+) -> None:
+    def exhausted() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("ztunnel.proxy.double.local_pair", exhausted)
+    async with behind_a_false_gateway("yes") as (mesh, _, vip):
+        async with connect(vip) as stream:
+            await expect_abort(stream)
+        [line] = await mesh.lines.wait_for_ends(1)
+        assert line["error"] == "io error: Too many open files"
+        [client] = mesh.running
+        [tunnel] = client.pool.tunnels()
+        assert not tunnel.core.streams
+
+
 async def test_a_gateway_that_never_ends_the_outer_tunnel_does_not_keep_it(monkeypatch) -> None:
     monkeypatch.setattr("ztunnel.proxy.double.LINGER_SECONDS", 0.05)
     far_id = an_identity("cart", "far")
@@ -158,7 +181,8 @@ async def test_a_gateway_that_never_ends_the_outer_tunnel_does_not_keep_it(monke
         context = node.tls.server(mesh.authority.issue(far_id))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(secure, inside, context, server_side=True))
-            await inner.establish(outer.client, stream, (far_id,), an_identity("frontend"))
+            near = inner.join(outer.client, stream)
+            await inner.establish(near, (far_id,), an_identity("frontend"))
         served.owner = None  # the gateway hears nothing and says nothing from now on
         inner.close()
         await outer.client_owner.until("on_released")
@@ -214,3 +238,80 @@ async def test_one_address_cannot_hold_all_handshakes_of_the_node() -> None:
         assert f"src.addr={source[0]}:" in line
         for sock in silent:
             sock.close()
+
+
+async def test_streams_of_a_tunnel_count_among_the_connections_of_the_pod() -> None:
+    async with a_pair(max_connections_per_pod=1) as pair:
+        pair.serve(peers.echo)
+        host, port = pair.app_address
+        certificate = a_certificate(FRONTEND, authority=pair.mesh.authority)
+        async with a_scripted_client(pair.hbone, certificate) as client:
+            first = await client.request(f"{host}:{port}")
+            assert await client.status(first) == 200
+            assert await client.status(await client.request(f"{host}:{port}")) == 503
+            client.h2.reset_stream(first, ErrorCodes.CANCEL)
+            await client.send()
+            await pair.lines.wait_for_ends(2)
+            assert await client.status(await client.request(f"{host}:{port}")) == 200
+        assert pair.server.context.connections.taken <= 1
+    assert pair.server.context.connections.taken == 0
+
+
+@pytest.mark.parametrize("door", ["outbound", "inbound", "inbound plaintext"])
+async def test_a_bug_in_classifying_ends_one_connection_and_keeps_no_place(
+    door: str, monkeypatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with a_pair() as pair:
+        pair.serve(peers.echo)
+        host, port = pair.app_address
+        certificate = a_certificate(FRONTEND, authority=pair.mesh.authority)
+        async with a_scripted_client(pair.hbone, certificate) as client:
+            running = await client.request(f"{host}:{port}")
+            assert await client.status(running) == 200
+            with monkeypatch.context() as patch:
+                patch.setattr("ztunnel.proxy.outbound.route", broken)
+                patch.setattr("ztunnel.proxy.inbound_stream.admit", broken)
+                patch.setattr("ztunnel.proxy.plaintext.admit_plaintext", broken)
+                if door == "inbound":
+                    assert await client.status(await client.request(f"{host}:{port}")) == 503
+                else:
+                    address = pair.vip if door == "outbound" else pair.plaintext
+                    async with connect(address) as stream:
+                        await expect_abort(stream)
+                [line] = await pair.lines.wait_for_ends(1)
+            assert line["error"] == "internal error: a bug"
+            client.h2.send_data(running, b"hello")
+            await client.send()
+            assert (await client.until(h2.events.DataReceived)).data == b"hello"
+        places = (pair.client.context.connections, pair.server.context.connections)
+        assert [each.taken for each in places] in ([0, 0], [0, 1])
+        assert pair.lines.take_bugs() == 1
+
+
+async def test_a_connection_that_cannot_be_judged_again_is_cut_and_the_next_is_judged(
+    monkeypatch,
+) -> None:
+    asked = []
+
+    def broken(*_: object) -> None:
+        asked.append(1)
+        raise RuntimeError("a bug")
+
+    async with a_pair() as pair:
+        pair.serve(peers.echo)
+        streams = [await pair.call() for _ in range(2)]
+        for stream in streams:
+            await stream.send_all(b"hello")
+            assert await peers.read_exactly(stream, 5) == b"hello"
+        monkeypatch.setattr("ztunnel.proxy.supervision.authorize", broken)
+        pair.mesh.put(a_policy("new"))
+        for stream in streams:
+            await expect_abort(stream)
+            await stream.aclose()
+        await pair.lines.wait_for_ends(4)
+        assert len(asked) == 2
+        assert {line["reason"] for line in pair.lines.ended("inbound")} == {"internal"}
+        assert pair.lines.take_bugs() == 2

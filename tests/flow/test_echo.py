@@ -145,3 +145,22 @@ async def test_an_answer_and_an_end_that_come_with_the_connect_both_arrive() -> 
 async def expect(pair: Pair, content: bytes) -> None:
     async with await pair.call() as stream:
         assert await read_to_end(stream) == content
+
+
+async def test_tunnels_and_their_handshakes_are_counted() -> None:
+    async with a_pair() as pair:
+        pair.serve(echo)
+        await echo_and_check(pair.call, streams=2, size=100, seed=1)
+        text = "".join(pair.mesh.node.metrics.text())
+        for reporter in ("source", "destination"):
+            assert f'ztunnel_tunnels{{reporter="{reporter}"}} 1\n' in text
+            counted = f'ztunnel_tls_handshake_duration_seconds_count{{reporter="{reporter}"}} 1\n'
+            assert counted in text
+        pair.client.pool.close()
+        await pair.lines.wait_for_ends(4)
+        with trio.fail_after(5):
+            while len(pair.server.tunnels):  # noqa: ASYNC110 - nobody tells of it
+                await trio.sleep(0.01)
+        text = "".join(pair.mesh.node.metrics.text())
+        for reporter in ("source", "destination"):
+            assert f'ztunnel_tunnels{{reporter="{reporter}"}} 0\n' in text

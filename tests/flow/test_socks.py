@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.support.flow import Pair, a_pair, address_of, connect, loopback_address
+from tests.support.flow import Pair, a_pair, address_of, connect, expect_abort, loopback_address
 from tests.support.peers import echo, read_exactly, read_to_end
+from ztunnel.errors import LimitError
 from ztunnel.model.network import Endpoint
 from ztunnel.proxy import socks
 
@@ -60,6 +61,22 @@ async def test_a_service_is_reached_by_its_name() -> None:
             assert await read_to_end(stream) == b"hello"
         outbound, _ = await pair.ends()
         assert outbound["dst.service"] == "cart.shop.svc.cluster.local"
+
+
+async def test_a_conversation_that_is_cut_leaves_nobody_waiting_for_its_socket() -> None:
+    async with a_pair(socks5_enabled=True) as pair:
+        pair.serve(echo)
+        live = pair.client.context.live
+        first = await greeted(pair)
+        [connection] = live.outbound
+        connection.cut(LimitError("connection idle for 1s"))
+        await expect_abort(first)
+        second = await greeted(pair)  # one of its sockets gets the number that has become free
+        await second.send_all(to_address(pair))
+        assert await read_exactly(second, 10) == OK
+        await first.aclose()
+        await second.aclose()
+        await pair.lines.wait_for_ends(3)
 
 
 async def test_success_is_not_said_when_nobody_answers() -> None:

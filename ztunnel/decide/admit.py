@@ -101,11 +101,22 @@ def admit(
 
 
 def admit_plaintext(
-    original: Endpoint, *, workload: Workload, store: Store, illegal: Container[int]
+    original: Endpoint,
+    *,
+    source: Endpoint,
+    workload: Workload,
+    store: Store,
+    illegal: Container[int],
 ) -> Admission | Rejection:
-    """Decide about a plaintext connection that meant to go to `original`."""
+    """Decide about a plaintext connection from `source` that meant to go to `original`.
+
+    A neighbour on the same link can address frames to a pod's loopback. The kernel would drop them,
+    but the pod's rules rewrite the destination before it looks; so we must.
+    """
     if is_inbound_self_call(original, illegal):
         return _unavailable(SELF_CALL)
+    if original.ip.is_loopback and not source.ip.is_loopback:
+        return _unavailable(f"{original} is not for callers from outside")
     service = guess_service(_services_of(workload, store), workload, original.port, None)
     return Admission(destination=original, dial=original, service=service)
 

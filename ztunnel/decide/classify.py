@@ -21,8 +21,12 @@ def illegal_ports(*, has_socks5: bool) -> frozenset[Port]:
 
 
 def is_outbound_self_call(destination: Endpoint, illegal: Container[int]) -> bool:
-    """Tell whether an outbound connection would come back to us: loopback and our port."""
-    return destination.ip.is_loopback and destination.port in illegal
+    """Tell whether an outbound connection would come back to us: loopback and our port.
+
+    To connect to no address at all is to connect to loopback; only SOCKS5 can ask for that.
+    """
+    here = destination.ip.is_loopback or destination.ip.is_unspecified
+    return here and destination.port in illegal
 
 
 def is_inbound_self_call(destination: Endpoint, illegal: Container[int]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ztunnel.errors import ZtunnelError
 from ztunnel.linux import sockopt
 from ztunnel.proxy.workload_proxy import WorkloadProxy
 from ztunnel.telemetry.log import get
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ztunnel.wire.zds import PodInfo
 
 log = get("inpod")
+
+REPLACE_SECONDS = 1.0  # between a proxy that failed and the next
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -74,7 +77,7 @@ class PodManager:
                 return
             await self._stop(uid, known)
         assert self._workloads is not None
-        proxy = WorkloadProxy(self._node, info, socket_factory(self._node.config, netns))
+        proxy = self._make(info, netns)
         proxy.start()
         pod = ServedPod(
             info=info, netns=netns, proxy=proxy, scope=trio.CancelScope(), stopped=trio.Event()
@@ -113,9 +116,10 @@ class PodManager:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
+        task_status.started()
         try:
             with pod.scope:
-                await pod.proxy.run(task_status)
+                await self._keep_running(pod)
         finally:
             pod.netns.close()
             if self._pods.get(uid) is pod:
@@ -123,6 +127,37 @@ class PodManager:
             self._node.metrics.proxies_stopped.add(1)
             self._changed()
             pod.stopped.set()
+
+    async def _keep_running(self, pod: ServedPod) -> None:
+        """Run the pod's proxy until cancelled; after a bug of ours, one that takes its place.
+
+        The bug cuts the connections of this pod, and of no other.
+        """
+        while True:
+            try:
+                await pod.proxy.run()
+            except* Exception:
+                log.exception(
+                    "the proxy of a pod failed unexpectedly",
+                    name=pod.info.name,
+                    namespace=pod.info.namespace,
+                )
+            while not await self._replace(pod):
+                pass
+
+    async def _replace(self, pod: ServedPod) -> bool:
+        await trio.sleep(REPLACE_SECONDS)
+        proxy = self._make(pod.info, pod.netns)
+        try:
+            proxy.start()
+        except (ZtunnelError, OSError) as error:
+            log.warning("pod cannot be served again yet", name=pod.info.name, error=str(error))
+            return False
+        pod.proxy = proxy
+        return True
+
+    def _make(self, info: PodInfo, netns: PodNetns) -> WorkloadProxy:
+        return WorkloadProxy(self._node, info, socket_factory(self._node.config, netns))
 
     async def _stop(self, uid: PodUid, pod: ServedPod) -> None:
         if self._pods.get(uid) is pod:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ztunnel.model.identity import Identity
     from ztunnel.proxy.context import NodeContext
     from ztunnel.transport.owners import StreamOwner
+    from ztunnel.transport.sockets import Socket
     from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.hbone.events import Headers, RequestReceived
     from ztunnel.wire.hbone.stream import Stream
@@ -56,18 +57,27 @@ class InnerConnection:
         """The inner tunnel, once it stands."""
         return self._tunnel
 
-    async def establish(
-        self, outer: Tunnel, stream: Stream, expected: tuple[Identity, ...], source: Identity
-    ) -> None:
-        """Shake hands through the outer stream, whose answer was 200.
+    def join(self, outer: Tunnel, stream: Stream) -> Socket:
+        """Take over the outer stream, whose answer was 200; give the end to speak through it.
 
         Raises:
-            ZtunnelError: the handshake failed or somebody else answered.
+            OSError: out of descriptors; the stream stays the caller's.
         """
         node = self._node
         near, far = local_pair()
         relay = self._outer = StreamRelay(node.reactor, far, outer, stream, self._on_outer_end)
         node.reactor.register(far, relay)
+        return near
+
+    async def establish(
+        self, near: Socket, expected: tuple[Identity, ...], source: Identity
+    ) -> None:
+        """Shake hands through what `join` gave.
+
+        Raises:
+            ZtunnelError: the handshake failed or somebody else answered.
+        """
+        node = self._node
         seconds = node.config.tls_handshake_seconds
         try:
             context = node.tls.client(await node.certificates.certificate_for(source))

@@ -143,6 +143,7 @@ class InboundTunnels:
     def on_closed(self, tunnel: Tunnel, error: ZtunnelError | None) -> None:  # noqa: ARG002
         """Forget the tunnel."""
         self._tunnels.discard(tunnel)
+        self._context.node.metrics.tunnels.count(Reporter.DESTINATION).add(-1)
         self._forget(tunnel.facts.remote.ip)
 
     def _standing(self, tunnel: Tunnel) -> Standing:
@@ -177,6 +178,7 @@ class InboundTunnels:
             self._turn_away(sock, peer, local, InternalError(f"internal error: {error}"))
         else:
             self._tunnels.add(tunnel)
+            self._context.node.metrics.tunnels.count(Reporter.DESTINATION).add(1)
             count_untracked(self._context.node, tunnel, Reporter.DESTINATION)
             tunnel.start(leftover)
             if self._draining:
@@ -202,7 +204,10 @@ class InboundTunnels:
             certificate = await node.certificates.certificate_for(own)
         except IdentityError as error:
             raise IdentityError(f"signing error: {error}") from error
+        started = trio.current_time()
         established = await secure(sock, node.tls.server(certificate), server_side=True)
+        seconds = trio.current_time() - started
+        node.metrics.handshake_seconds.histogram(Reporter.DESTINATION).observe(seconds)
         domains = certificate.trust_domains
         if domains:
             domains += node.config.trust_domain_aliases

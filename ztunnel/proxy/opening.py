@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.pool import Pool
     from ztunnel.transport.reactor import Deadline
+    from ztunnel.transport.sockets import Socket
     from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.hbone.events import DataReceived, ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
@@ -171,15 +172,17 @@ class StreamOpening:
     async def _go_inside(self, outer: Tunnel, stream: Stream) -> None:
         """Take over the outer stream, unless the gateway has thought better of it by now."""
         if not self._done:
+            inner = InnerConnection(self._opener.context.node, self._fail)
+            near = inner.join(outer, stream)
             self._stream = None
-            await self._open_inner(outer, stream)
+            self._inner = inner
+            await self._open_inner(near)
 
-    async def _open_inner(self, outer: Tunnel, stream: Stream) -> None:
+    async def _open_inner(self, near: Socket) -> None:
         """Run the inner connection of a double tunnel through the outer stream."""
-        opener = self._opener
-        self._inner = InnerConnection(opener.context.node, self._fail)
-        identity = opener.context.identity(self._workload)
-        await self._inner.establish(outer, stream, self._hop.inner_expected, identity)
+        assert self._inner is not None
+        identity = self._opener.context.identity(self._workload)
+        await self._inner.establish(near, self._hop.inner_expected, identity)
         inner = self._inner.tunnel
         if not self._done and inner is not None:
             self._open(inner)

@@ -27,7 +27,7 @@ from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.labels import describe_far_side, describe_hop
 from ztunnel.proxy.opening import StreamOpening
 from ztunnel.telemetry.access_log import Direction, Record
-from ztunnel.telemetry.traffic import Reporter
+from ztunnel.telemetry.traffic import Party, Reporter
 from ztunnel.transport.dial import Dial
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.resolver import resolve
@@ -152,6 +152,8 @@ class OutboundConnection(Connection):
 
     async def _resolve(self, workload: Workload, wanted: ResolveHostname, permit: Permit) -> None:
         node = self.context.node
+        party = Party.of_workload(workload, self.context.identity(workload))
+        node.metrics.on_demand_dns.count(*party.labels(), wanted.hostname).add(1)
         addresses = await resolve(wanted.hostname, ipv6=node.config.ipv6_enabled)
         if addresses is None:
             raise wanted.failed()

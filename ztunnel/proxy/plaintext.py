@@ -23,6 +23,7 @@ from ztunnel.transport.socket_relay import SocketRelay
 
 if TYPE_CHECKING:
     from ztunnel.decide.authorize import Permit
+    from ztunnel.errors import ZtunnelError
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
@@ -83,7 +84,11 @@ class PlaintextConnection(Connection):
     def _classify(self, original: Endpoint, workload: Workload) -> None:
         node = self.context.node
         answer = admit_plaintext(
-            original, workload=workload, store=node.store, illegal=node.illegal_ports
+            original,
+            source=self.source,
+            workload=workload,
+            store=node.store,
+            illegal=node.illegal_ports,
         )
         if isinstance(answer, Rejection):
             raise RejectedError(answer.message, status=answer.status)

@@ -60,6 +60,9 @@ class SocksConnection(OutboundConnection):
 
     def release(self, error: ZtunnelError | None) -> None:
         """Report failure if the client still waits for an answer."""
+        if self._sock.fileno() >= 0:
+            # Whoever still waits for it would be in the way of the next socket with its number.
+            trio.lowlevel.notify_closing(self._sock)
         if self._asked:
             self._asked = False
             self._say(reply_for(error))
@@ -71,7 +74,10 @@ class SocksConnection(OutboundConnection):
         self.context.sockets.tune(self._sock)
         server = Socks5Server()
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
-            await self._shake_hands(server)
+            try:
+                await self._shake_hands(server)
+            except trio.ClosedResourceError:
+                return  # cut meanwhile
         if scope.cancelled_caught:
             raise PeerError(f"SOCKS5 handshake not finished within {HANDSHAKE_SECONDS:g}s")
         if server.rest:
@@ -79,7 +85,9 @@ class SocksConnection(OutboundConnection):
             raise PeerError("SOCKS5 client sent data before the answer")
         assert server.target is not None
         self._asked = True
-        self.go_to(await self._endpoint(server.target))
+        target = await self._endpoint(server.target)
+        if not self.is_over:
+            self.go_to(target)
 
     async def _shake_hands(self, server: Socks5Server) -> None:
         try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from ztunnel.decide.authorize import Refusal, authorize
 from ztunnel.errors import DeniedError, LimitError
+from ztunnel.proxy.connection import InternalError
 from ztunnel.telemetry.log import get
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.proxy.live import Live
@@ -60,7 +62,16 @@ class Supervisor:
             for number, connection in enumerate(live):
                 if number % SLICE == SLICE - 1:
                     await trio.lowlevel.checkpoint()
-                self._judge(connection)
+                self._contain(self._judge, connection)
+
+    @staticmethod
+    def _contain(look: Callable[[Live], None], connection: Live) -> None:
+        """Look at a connection; if that fails, end it: nobody knows whether it is allowed."""
+        try:
+            look(connection)
+        except Exception as error:  # the boundary of one connection: it ends alone
+            log.exception("looking after a connection failed unexpectedly")
+            connection.cut(InternalError(f"internal error: {error}"))
 
     def _judge(self, connection: Live) -> None:
         workload, flow = self._context.workload(), connection.flow
@@ -87,7 +98,7 @@ class Supervisor:
                 if number % SLICE == SLICE - 1:
                     await trio.lowlevel.checkpoint()
                 if not connection.is_over:
-                    self._look_at(connection, now)
+                    self._contain(partial(self._look_at, now=now), connection)
             self._forget(live.inbound, live.outbound)
 
     def _look_at(self, connection: Live, now: float) -> None:

@@ -257,6 +257,7 @@ class WorkloadProxy:
             idle_seconds=config.pool_unused_release_seconds,
             dial_seconds=config.tls_handshake_seconds + CONNECT_SECONDS,
             is_current=partial(is_current, self._node),
+            on_gone=partial(self._node.metrics.tunnels.count(Reporter.SOURCE).add, -1),
         )
 
     async def _dial_tunnel(self, key: PoolKey, permit: Permit, owner: Pool) -> Tunnel:
@@ -264,6 +265,7 @@ class WorkloadProxy:
         certificate = await node.certificates.certificate_for(key.source)
         context = node.tls.client(certificate)
         sock = await reach(self.context.sockets, permit, key.peer)
+        started = trio.current_time()
         try:
             tunnel = await raise_tunnel(
                 node.reactor, sock, context, key.expected, owner, settings=node.client_settings
@@ -271,6 +273,9 @@ class WorkloadProxy:
         except RevokedError:
             node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
             raise
+        seconds = trio.current_time() - started
+        node.metrics.handshake_seconds.histogram(Reporter.SOURCE).observe(seconds)
+        node.metrics.tunnels.count(Reporter.SOURCE).add(1)
         count_untracked(node, tunnel, Reporter.SOURCE)
         refuse_expired(node, tunnel)
         return tunnel

@@ -300,7 +300,12 @@ class GrpcClient:
 
     async def _read(self) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         access = self._access
-        return await trio.to_thread.run_sync(lambda: (access.read_roots(), access.read_metadata()))
+        return await trio.to_thread.run_sync(
+            lambda: (access.read_roots(), access.read_metadata()),
+            limiter=trio.CapacityLimiter(
+                1
+            ),  # names that are slow to resolve take the usual threads
+        )
 
     async def _connect(self, roots: bytes) -> grpc.Channel:
         """Make a channel; with an alternative name, find out which of the two it must be.

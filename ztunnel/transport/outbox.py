@@ -18,8 +18,7 @@ The core bounds what it answers by itself, by far less; this is for what streams
 class Outbox:
     """Sends to a non-blocking socket and keeps, in order, what it does not take.
 
-    Its user asks `blocked` before making more, so what is kept is one send's worth and a few small
-    replies.
+    Its user asks `blocked` before making more, so what is kept is one send's worth.
     """
 
     __slots__ = ("_kept", "_sock")
@@ -53,17 +52,6 @@ class Outbox:
             raise
         if sent < len(before) + len(data):
             self._kept = memoryview(before + bytes(data))[sent:]
-
-    def append(self, data: bytes) -> None:
-        """Send `data` behind what is kept.
-
-        Raises:
-            OSError: as `send`.
-        """
-        if self._kept is None:
-            self.send(b"", data)
-        else:
-            self._kept = memoryview(bytes(self._kept) + data)
 
     def drain(self) -> bool:
         """Send what is kept; return whether nothing is left.

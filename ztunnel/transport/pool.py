@@ -80,7 +80,7 @@ class Pool:
     """The tunnels of one workload; also their owner.
 
     `is_current` says whether a tunnel may carry new streams as far as certificates go; one that may
-    not is left, and ends with its last stream.
+    not is left, and ends with its last stream. `on_gone` is told of each tunnel that has closed.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Pool:
         idle_seconds: float,
         dial_seconds: float,
         is_current: Callable[[Tunnel], bool] = lambda _: True,
+        on_gone: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._dial = dial
@@ -101,6 +102,7 @@ class Pool:
         self._idle_seconds = idle_seconds
         self._dial_seconds = dial_seconds
         self._is_current = is_current
+        self._on_gone = on_gone
         self._entries: dict[PoolKey, _Entry] = {}
         self._keys: dict[Tunnel, PoolKey] = {}
         self._ready: dict[Tunnel, trio.Event] = {}
@@ -214,6 +216,7 @@ class Pool:
         self._remove(tunnel)
         self._leaving.discard(tunnel)
         self.on_settings(tunnel)
+        self._on_gone()
 
     # Dialling.
 

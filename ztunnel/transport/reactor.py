@@ -92,7 +92,7 @@ class Reactor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._unfinished: list[Handler] = []
+        self._unfinished: dict[Handler, None] = {}  # each once, whoever asks how often
         self._soon: list[Callable[[], None]] = []
         self._dirty: list[Flushable] = []
         self._fresh: set[int] = set()
@@ -130,7 +130,7 @@ class Reactor:
 
     def again(self, handler: Handler) -> None:
         """Call `handler` next turn as if readable: its budget ran out, or data may be waiting."""
-        self._unfinished.append(handler)
+        self._unfinished[handler] = None
         if not self._turning:
             os.eventfd_write(self._wake_fd, 1)
 
@@ -183,7 +183,7 @@ class Reactor:
 
     def _turn(self) -> None:
         self._turning = True
-        again, self._unfinished = self._unfinished, []
+        again, self._unfinished = self._unfinished, {}
         soon, self._soon = self._soon, []
         handlers = self._handlers
         fresh = self._fresh
@@ -194,6 +194,9 @@ class Reactor:
                 continue
             handler = handlers.get(fd)
             if handler is not None:
+                if again and handler in again:
+                    del again[handler]
+                    events |= READABLE  # noqa: PLW2901 - one share of the turn, not two
                 self._call(handler, events)
         for handler in again:
             self._call(handler, READABLE)

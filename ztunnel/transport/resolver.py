@@ -17,7 +17,7 @@ async def resolve(hostname: str, *, ipv6: bool = True) -> list[IpAddress] | None
     with trio.move_on_after(RESOLVE_SECONDS):
         try:
             found = await trio.socket.getaddrinfo(hostname, None, family, socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter: what is no host name at all
             return None
         return list(dict.fromkeys(parse_ip(str(entry[4][0])) for entry in found))
     return None

@@ -266,9 +266,8 @@ class Tunnel:
             self._take(produced)
         if self._closed:
             return
-        reply = records.take_reply()
-        if reply:
-            self._reply(reply)
+        if not self._outbox.blocked:
+            self._send_reply()
         if records.closed and not self._closed:
             self.close(self._end_reason())
 
@@ -309,11 +308,10 @@ class Tunnel:
         except OSError as error:
             self._send_failed(error)
 
-    def _reply(self, sealed: bytes) -> None:
-        try:
-            self._outbox.append(sealed)
-        except OSError as error:
-            self._send_failed(error)
+    def _send_reply(self) -> None:
+        # Never behind what waits: each would cost a copy of that, and one answers many requests.
+        if sealed := self._records.take_reply():
+            self._transmit(b"", sealed)
 
     def _send_pending(self) -> None:
         try:
@@ -322,6 +320,7 @@ class Tunnel:
             self._send_failed(error)
             return
         if empty:
+            self._send_reply()
             self.flush()
             self._wake()
 

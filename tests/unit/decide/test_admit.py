@@ -322,10 +322,22 @@ def test_on_demand_asks_for_an_unknown_authority_once() -> None:
     assert isinstance(ask(store, "10.0.0.3", "10.0.0.1:80", on_demand=True), Rejection)
 
 
+def ask_plaintext(
+    original: str, *, source: str = "10.0.0.9:4711", store: Store | None = None
+) -> Admission | Rejection:
+    return admit_plaintext(
+        Endpoint.parse(original),
+        source=Endpoint.parse(source),
+        workload=a_server(),
+        store=store or a_mesh(),
+        illegal=ILLEGAL,
+    )
+
+
 def test_plaintext_goes_where_it_was_going() -> None:
     store = a_mesh()
     original = Endpoint.parse("10.0.0.2:8080")
-    answer = admit_plaintext(original, workload=a_server(), store=store, illegal=ILLEGAL)
+    answer = ask_plaintext(str(original), store=store)
     assert isinstance(answer, Admission)
     assert (answer.destination, answer.dial) == (original, original)
     assert answer.service is not None
@@ -333,10 +345,22 @@ def test_plaintext_goes_where_it_was_going() -> None:
 
 
 def test_plaintext_to_one_of_our_ports_is_refused() -> None:
-    answer = admit_plaintext(
-        Endpoint.parse("10.0.0.2:15008"), workload=a_server(), store=a_mesh(), illegal=ILLEGAL
-    )
-    assert isinstance(answer, Rejection)
+    assert isinstance(ask_plaintext("10.0.0.2:15008"), Rejection)
+
+
+@pytest.mark.parametrize(
+    ("source", "original", "kind"),
+    [
+        ("10.0.0.9:4711", "127.0.0.1:6379", Rejection),
+        ("10.0.0.9:4711", "127.0.0.2:6379", Rejection),
+        ("[2001:db8::9]:4711", "[::1]:6379", Rejection),
+        ("127.0.0.1:4711", "127.0.0.2:6379", Admission),
+    ],
+)
+def test_nobody_reaches_the_pods_loopback_from_outside(
+    source: str, original: str, kind: type
+) -> None:
+    assert isinstance(ask_plaintext(original, source=source), kind)
 
 
 A = a_service("a.example.com", port_map={80: 8080})

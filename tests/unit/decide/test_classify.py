@@ -19,6 +19,8 @@ def test_the_socks5_port_counts_only_where_it_is_served() -> None:
         ("127.0.0.1:15001", True, True),
         ("127.9.9.9:15006", True, True),
         ("[::1]:15008", True, True),
+        ("0.0.0.0:15001", True, True),
+        ("[::]:15006", True, True),
         ("192.0.2.1:15008", False, True),
         ("[2001:db8::1]:15001", False, True),
         ("127.0.0.1:15080", False, False),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, strategies as st
 
-from ztunnel.transport.outbox import Outbox
+from ztunnel.transport.outbox import UNREAD_MOST, Outbox
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -40,13 +40,22 @@ def test_nothing_is_lost_or_swapped_when_the_socket_is_full(sizes: list[int]) ->
         wanted = b"".join(bytes([65 + number]) * size for number, size in enumerate(sizes))
         received = b""
         for number, size in enumerate(sizes):
-            piece = bytes([65 + number]) * size
-            outbox.append(piece)
+            outbox.send(b"", bytes([65 + number]) * size)
+            while outbox.blocked:
+                received += far.recv(1 << 20)
+                outbox.drain()
         while len(received) < len(wanted):
             received += far.recv(1 << 20)
-            outbox.drain()
         assert received == wanted
-        assert not outbox.blocked
+
+
+def test_a_peer_that_does_not_read_is_noticed_by_what_waits_behind(ends: Ends) -> None:
+    near, _ = ends
+    outbox = Outbox(near)
+    assert not outbox.is_unread(UNREAD_MOST + 1)
+    outbox.send(b"", bytes(2_000_000))
+    assert not outbox.is_unread(UNREAD_MOST)
+    assert outbox.is_unread(UNREAD_MOST + 1)
 
 
 def test_the_callers_buffer_may_be_reused_at_once(ends: Ends) -> None:

@@ -178,6 +178,40 @@ async def test_a_handler_whose_budget_ran_out_is_called_again_without_an_event(t
     close(two)
 
 
+async def test_a_handler_that_asks_again_in_each_turn_gets_one_share_of_each(two) -> None:
+    async with a_reactor() as reactor:
+        (ours, far), _ = two
+        turns, calls = [], []
+
+        class Busy:
+            def on_event(self, events: int) -> None:
+                calls.append(events)
+                far.send(b"x")  # so that there is an event in the next turn as well
+                reactor.again(self)
+
+            def fail(self, error: Exception) -> None:
+                raise error
+
+        done = trio.Event()
+
+        def turn() -> None:
+            turns.append(1)
+            if len(turns) < 20:
+                reactor.soon(turn)
+            else:
+                reactor.forget(ours)
+                done.set()
+
+        busy = Busy()
+        reactor.register(ours, busy)
+        reactor.soon(turn)
+        await done.wait()
+        assert all(events & READABLE for events in calls[1:])
+        assert len(calls) <= len(turns) + 1
+        busy.on_event = calls.append  # type: ignore[method-assign]
+        close(two)
+
+
 async def test_a_new_handler_learns_of_data_and_of_the_end_that_the_old_one_saw(two) -> None:
     async with a_reactor() as reactor:
         ours, far = two[0]

@@ -45,6 +45,11 @@ async def test_an_unknown_name_has_no_answer() -> None:
     assert await addresses("unknown.test") is None
 
 
+@pytest.mark.parametrize("name", ["a" * 64 + ".test", "..", "\u00e9" * 64, "\udcff", "a\0b"])
+async def test_what_is_no_host_name_has_no_answer(name: str) -> None:
+    assert await resolve(name) is None
+
+
 async def test_a_resolver_that_is_silent_is_given_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -212,6 +212,30 @@ async def test_a_peer_that_asks_without_end_and_reads_no_answer_is_cut_off() -> 
         reactor.register(pair.client.sock, pair.client)
 
 
+async def test_a_peer_that_does_not_read_gets_one_answer_to_many_wishes_for_new_keys() -> None:
+    async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
+        server, client = pair.server, pair.client
+        _, served = await pair.a_stream()
+        server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reactor.forget(client.sock)
+        while not server.blocked:
+            server.core.queue_data(served, bytes(16_384))
+            server.flush()
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(20):
+            client.sock.send(client._records.key_update(request=True))  # type: ignore[attr-defined]
+            await trio.testing.wait_all_tasks_blocked()
+        reactor.register(client.sock, client)
+        with trio.fail_after(5):
+            while server.blocked:
+                await trio.testing.wait_all_tasks_blocked()
+        await trio.testing.wait_all_tasks_blocked()
+        # Not twenty; the kernel may have taken a little more at first.
+        assert 1 <= server._records._sealer.rekeys <= 3  # type: ignore[attr-defined]
+        await pair.a_stream()  # both ends go on with keys that fit
+
+
 async def test_a_silent_peer_is_pinged_and_then_given_up(quick_ticks, monkeypatch) -> None:
     monkeypatch.setattr(module, "PING_SECONDS", 0.01)
     ours, theirs = socket_pair()
