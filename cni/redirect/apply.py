@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -11,6 +12,7 @@ from typing import Protocol, TypeVar
 from cni.redirect import foreign, nft, routes
 from cni.redirect.dump import differences, read_ruleset, ruleset_of
 from cni.redirect.errors import RedirectError
+from cni.redirect.legacy import LegacyFilter, open_filters
 from cni.redirect.plan import NAT, TABLE_NAMES, RedirectPlan
 from ztunnel.linux.netlink import NetlinkSocket
 
@@ -32,7 +34,14 @@ class _Inside:
 
     routing: NetlinkSocket
     filtering: NetlinkSocket
+    old: tuple[LegacyFilter, ...]
     ipv6_on_loopback: bool
+
+    def close(self) -> None:
+        self.routing.close()
+        self.filtering.close()
+        for one in self.old:
+            one.close()
 
 
 def apply_redirect(netns: Enterable, plan: RedirectPlan, stamp: str = "") -> None:
@@ -45,13 +54,12 @@ def apply_redirect(netns: Enterable, plan: RedirectPlan, stamp: str = "") -> Non
     Raises:
         RedirectError: the kernel refused something, or the namespace cannot be entered.
     """
-    inside = _open(netns)
-    with inside.routing, inside.filtering:
+    with closing(_open(netns)) as inside:
         # Routes first: with the rules alone, answers to the proxy would leave the pod for a while.
         routes.add_routes(inside.routing, ipv6=plan.ipv6, ipv6_on_loopback=inside.ipv6_on_loopback)
         batch = nft.stamped(plan, stamp) if stamp else nft.replacement(plan)
         nft.commit(inside.filtering, batch)
-        foreign.remove(inside.filtering)
+        foreign.remove(inside.filtering, inside.old)
 
 
 def inspect_redirect(netns: Enterable, plan: RedirectPlan) -> list[str]:
@@ -60,15 +68,14 @@ def inspect_redirect(netns: Enterable, plan: RedirectPlan) -> list[str]:
     Raises:
         RedirectError: they cannot be read.
     """
-    inside = _open(netns)
-    with inside.routing, inside.filtering:
+    with closing(_open(netns)) as inside:
         found = read_ruleset(inside.filtering)
         return [
             *differences(ruleset_of(nft.replacement(plan)), found, TABLE_NAMES),
             *routes.missing_routes(
                 inside.routing, ipv6=plan.ipv6, ipv6_on_loopback=inside.ipv6_on_loopback
             ),
-            *foreign.find(inside.filtering),
+            *foreign.find(inside.filtering, inside.old),
         ]
 
 
@@ -78,12 +85,13 @@ def read_stamp(netns: Enterable) -> str | None:
     Raises:
         RedirectError: they cannot be read.
     """
-    inside = _open(netns)
-    with inside.routing, inside.filtering:
+    with closing(_open(netns)) as inside:
         tables = read_ruleset(inside.filtering).tables
         if NAT in tables:
             return tables[NAT]
-        left = any(name in tables for name in TABLE_NAMES) or foreign.find(inside.filtering)
+        left = any(name in tables for name in TABLE_NAMES) or foreign.find(
+            inside.filtering, inside.old
+        )
         return "" if left else None
 
 
@@ -93,11 +101,10 @@ def remove_redirect(netns: Enterable) -> None:
     Raises:
         RedirectError: something is left, or the namespace cannot be entered.
     """
-    inside = _open(netns)
-    with inside.routing, inside.filtering:
+    with closing(_open(netns)) as inside:
         try:
             nft.commit(inside.filtering, nft.removal())
-            foreign.remove(inside.filtering)
+            foreign.remove(inside.filtering, inside.old)
         finally:
             routes.remove_routes(inside.routing)
 
@@ -114,10 +121,9 @@ def _open_inside() -> _Inside:
     # instead of being reset. Linux 5.14; a read-only /proc/sys only costs us that.
     with contextlib.suppress(OSError):
         _MIGRATE_SWITCH.write_text("1")
-    routing = NetlinkSocket(routes.NETLINK_ROUTE)
-    try:
-        filtering = NetlinkSocket(nft.NETLINK_NETFILTER)
-    except OSError:
-        routing.close()
-        raise
-    return _Inside(routing, filtering, routes.loopback_has_ipv6())
+    with contextlib.ExitStack() as stack:
+        routing = stack.enter_context(NetlinkSocket(routes.NETLINK_ROUTE))
+        filtering = stack.enter_context(NetlinkSocket(nft.NETLINK_NETFILTER))
+        old = tuple(open_filters())
+        stack.pop_all()  # all is well: it stays open
+    return _Inside(routing, filtering, old, routes.loopback_has_ipv6())

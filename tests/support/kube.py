@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -232,17 +233,25 @@ class FakeKube:
                 await cut.wait()
                 nursery.cancel_scope.cancel()
 
+            async def until_left() -> None:
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while await exchange.stream.receive_some(100):
+                        pass
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(until_cut)
+            nursery.start_soon(until_left)
             while True:
                 changed = self._changed
-                for version, of, event, item in list(self._log):
+                entries = list(self._log)
+                for version, of, event, item in entries:
                     if (
                         version > seen
                         and of == kind
                         and (event == "BOOKMARK" or _on_node(item, query))
                     ):
                         await exchange.line({"type": event, "object": item})
-                seen = max([seen, *(entry[0] for entry in self._log)])
+                seen = max([seen, *(entry[0] for entry in entries)])
                 await changed.wait()
 
 
@@ -264,6 +273,15 @@ class _Exchange:
 
     async def _write(self, *events: Any) -> None:
         await self.stream.send_all(b"".join(self.connection.send(event) or b"" for event in events))
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds that another thread, program or task brings about."""
+    with trio.fail_after(seconds):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.005)
 
 
 def _copy(item: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cni.agent.overrides import ProbeStrategy, Redirecting
 from ztunnel.errors import ConfigError
 from ztunnel.model.network import parse_ip
 
-NODE = {"NODE_NAME": "node-a"}
+NODE = {"NODE_NAME": "node-a", "AMBIENT_ENABLED": "true"}
 
 
 def test_the_defaults_are_the_references_but_for_what_protects() -> None:
@@ -62,8 +62,8 @@ def test_settings_are_read() -> None:
 
 
 def test_switched_off_nobody_is_in_the_mesh() -> None:
-    config = AgentConfig.from_env({**NODE, "AMBIENT_ENABLED": "false"})
-    assert config.eligibility.enablements == ()
+    for env in ({"NODE_NAME": "n"}, {"NODE_NAME": "n", "AMBIENT_ENABLED": "false"}):
+        assert AgentConfig.from_env(env).eligibility.enablements == ()
 
 
 @pytest.mark.parametrize(("text", "uid"), [("0", 0), ("1000", 1000), ("kubelet", "kubelet")])

@@ -83,7 +83,6 @@ async def test_another_plan_replaces_the_rules_and_is_no_repair(
 async def test_a_new_sandbox_is_enrolled_anew(world: World, enrolment: Enrolment) -> None:
     await enrol(world, enrolment)
     world.dead.add(world.space(A))
-    world.served.clear()
     world.new_space(A).close()
     await enrol(world, enrolment)
     assert world.is_enrolled()

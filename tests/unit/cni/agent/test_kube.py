@@ -14,7 +14,7 @@ from cni.agent.kube import Collection, Watcher, annotate, fetch_pod, pod_path
 from cni.agent.kube_http import KubeClient
 from cni.agent.mirror import Change, Removed
 from cni.agent.objects import KubePod, Redirection, decode_pod
-from tests.support.kube import FakeKube, a_pod, running
+from tests.support.kube import FakeKube, a_pod, eventually, running
 from ztunnel.model.identity import Namespace
 
 SHOP = Namespace("shop")
@@ -115,9 +115,7 @@ async def test_a_watch_refused_as_expired_leads_to_a_list() -> None:
         kube.remove("a")
         kube.cut()
         await follower.until()
-        with trio.fail_after(10):
-            while follower.watcher.lists < 2:
-                await trio.lowlevel.checkpoint()
+        await eventually(lambda: follower.watcher.lists == 2)
 
 
 async def test_while_the_server_is_down_we_keep_what_we_know_and_come_back() -> None:
@@ -153,9 +151,7 @@ async def test_a_server_that_never_ends_a_watch_is_left(monkeypatch: pytest.Monk
     kube = FakeKube()
     async with following(kube) as follower:
         await follower.watcher.synced.wait()
-        with trio.fail_after(10):
-            while sum("watch=true" in request for request in kube.requests) < 2:
-                await trio.lowlevel.checkpoint()
+        await eventually(lambda: sum("watch=true" in one for one in kube.requests) >= 2)
 
 
 async def test_a_single_pod_is_fetched() -> None:

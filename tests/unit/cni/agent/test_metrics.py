@@ -10,6 +10,8 @@ def test_the_text_is_openmetrics_with_the_references_names() -> None:
     metrics.plugin_requests.count("200").add()
     metrics.events.count("add").add()
     metrics.failures.count("netns").add()
+    metrics.installs.count("SUCCESS").add()
+    metrics.install_ready.set(1)
     metrics.repairs.add()
     metrics.proxies.set(2)
     metrics.exempted.set(3)
@@ -25,6 +27,8 @@ def test_the_text_is_openmetrics_with_the_references_names() -> None:
     }
     assert samples["istio_cni_plugin_requests_total"] == 1
     assert samples["nodeagent_reconcile_events_total"] == 1
+    assert samples["istio_cni_installs_total"] == 1
+    assert samples["istio_cni_install_ready"] == 1
     assert samples["ztunnel_connected"] == 2
     assert samples["ztunnel_cni_repairs_total"] == 1
     assert samples["ztunnel_cni_failures_total"] == 1

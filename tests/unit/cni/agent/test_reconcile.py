@@ -171,7 +171,6 @@ async def test_a_newer_sandbox_replaces_the_older(world: World) -> None:
     world.add_pod(a_kube_pod(ips=()), runs=False)
     agent = Agent(world)
     await offer(world, agent)
-    world.served.clear()
     await offer(world, agent)
     assert world.served == {A: world.space(A)}
     agent.reconciler.close()

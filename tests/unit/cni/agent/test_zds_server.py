@@ -3,11 +3,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from cni.agent import zds_server
 from cni.agent.errors import AgentError, NoProxyError, ProxyLostError, ProxyRefusedError
@@ -18,7 +20,7 @@ from ztunnel.linux import netns
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.workload import PodUid
-from ztunnel.wire.zds import Add, Delete, Keep, PodInfo, SnapshotSent
+from ztunnel.wire.zds import Add, Delete, Keep, PodInfo, SnapshotSent, encode_ack
 
 INFO = PodInfo("pod", Namespace("shop"), ServiceAccount("default"))
 A, B, C = PodUid("a"), PodUid("b"), PodUid("c")
@@ -233,3 +235,55 @@ async def test_accepting_goes_on_after_an_error() -> None:
         with trio.fail_after(5):
             await listener.called_again.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_server_may_know_pods_before_it_listens(path: str, space: PodNetns) -> None:
+    server = ZdsServer()
+    server.remember(A, INFO, space)
+    server.keep(B)
+    async with serve_zds(path, server):
+        with ScriptedProxy(path) as proxy:
+            assert await proxy.snapshot() == [Add(A, INFO), Keep(B)]
+            assert server.is_ready
+            assert [server.is_served(uid) for uid in (A, B)] == [True, False]
+
+
+async def test_a_pod_is_served_once_a_proxy_has_said_so(path: str, space: PodNetns) -> None:
+    async with serve_zds(path) as server:
+        with ScriptedProxy(path) as proxy:
+            await proxy.snapshot()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.add, A, INFO, space)
+                await proxy.take()
+                assert not server.is_served(A)
+                proxy.send(encode_ack())
+            assert server.is_served(A)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.remove, A)
+                await proxy.obey()
+            assert not server.is_served(A)
+
+
+async def test_a_refused_pod_is_not_served(path: str, space: PodNetns) -> None:
+    async with serve_zds(path) as server:
+        with ScriptedProxy(path) as proxy:
+            await proxy.snapshot()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(refused, server, space, kind=ProxyRefusedError))
+                await proxy.obey("no")
+            assert not server.is_served(A)
+
+
+async def test_a_proxy_that_comes_or_goes_is_a_change(path: str) -> None:
+    async with serve_zds(path) as server:
+        for _ in range(2):
+            proxy = ScriptedProxy(path)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.wait_change)
+                proxy.__enter__()
+                await proxy.snapshot()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.wait_change)
+                await trio.testing.wait_all_tasks_blocked()
+                proxy.__exit__(None, None, None)
+            assert not server.is_ready

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -9,14 +9,18 @@ from cni.redirect.rules import (
     Accept,
     Condition,
     HasAddress,
+    HasLocalSocket,
     HasMark,
     HasPort,
+    InNetwork,
+    InSet,
     IsFirstSegment,
     Jump,
     MarkConnection,
     OnInterface,
     Protocol,
     Redirect,
+    RewriteSource,
     Rule,
     SetZone,
 )
@@ -69,6 +73,12 @@ def test_a_jump_is_not_counted() -> None:
         pytest.param(
             HasAddress(ip_address("::1")), [(0, b"\x0a"), (0, bytes(15) + b"\x01")], id="ipv6"
         ),
+        pytest.param(
+            InNetwork(ip_network("10.0.0.0/8")), [(0, b"\x02"), (0, b"\x0a\0\0\0")], id="network"
+        ),
+        pytest.param(InSet(6, "pods"), [(0, b"\x0a")], id="set"),
+        pytest.param(HasLocalSocket(1), [(0, b"\x01\0\0\0")], id="owner"),
+        pytest.param(HasLocalSocket(), [(1, b"\xff" * 4)], id="any owner"),
         pytest.param(OnInterface("lo"), [(0, b"lo".ljust(16, b"\0"))], id="interface"),
         pytest.param(IsFirstSegment(), [(0, b"\x02")], id="first segment"),
     ],
@@ -88,6 +98,8 @@ def test_negation_is_for_the_value_never_for_the_family_or_transport(
         (HasAddress(ip_address("192.0.2.1"), source=True), (NETWORK, 12, 4)),
         (HasAddress(ip_address("2001:db8::1")), (NETWORK, 24, 16)),
         (HasAddress(ip_address("2001:db8::1"), source=True), (NETWORK, 8, 16)),
+        (InNetwork(ip_network("10.0.0.0/8"), source=True), (NETWORK, 12, 4)),
+        (InSet(6, "pods"), (NETWORK, 24, 16)),
         (IsFirstSegment(), (TRANSPORT, 13, 1)),
     ],
 )
@@ -117,3 +129,17 @@ def test_marking_a_connection_keeps_the_bits_of_others() -> None:
 def test_a_zone_is_a_short() -> None:
     [immediate] = fields(Rule((), SetZone(1)), "immediate")
     assert immediate["NFTA_IMMEDIATE_DATA"] == {"attrs": [("NFTA_DATA_VALUE", b"\x01\x00")]}
+
+
+def test_a_network_is_compared_by_its_prefix_alone() -> None:
+    rule = Rule((InNetwork(ip_network("10.0.0.0/9")),), Accept())
+    [bitwise] = fields(rule, "bitwise")
+    assert bitwise["NFTA_BITWISE_MASK"] == {"attrs": [("NFTA_DATA_VALUE", b"\xff\x80\0\0")]}
+
+
+def test_a_new_source_is_of_its_own_family() -> None:
+    rule = Rule((), RewriteSource(ip_address("192.0.2.1")))
+    [nat] = fields(rule, "nat")
+    assert (nat["NFTA_NAT_TYPE"], nat["NFTA_NAT_FAMILY"]) == (0, 2)
+    [nat] = fields(Rule((), RewriteSource(ip_address("2001:db8::1"))), "nat")
+    assert nat["NFTA_NAT_FAMILY"] == 10

@@ -6,7 +6,7 @@ import pytest
 
 from cni.redirect import nft
 from cni.redirect.errors import RedirectError, RedirectPrivilegeError
-from cni.redirect.nft import Batch, commit, removal, replacement
+from cni.redirect.nft import Batch, commit, removal, replacement, stamped, table_steps
 from cni.redirect.plan import RedirectPlan
 from ztunnel.linux.netlink import Failure, NetlinkSocket, messages_in
 
@@ -61,6 +61,29 @@ def test_removal_first_adds_so_that_it_always_works() -> None:
     assert removal().labels == tuple(
         f"{verb} table inet istio-ambient-{table}" for table in tables for verb in ("add", "delete")
     )
+
+
+def test_a_stamped_batch_makes_the_first_table_anew_and_numbers_all_messages() -> None:
+    plain, batch = replacement(RedirectPlan()), stamped(RedirectPlan(), "pod x")
+    messages = list(messages_in(batch.data))
+    assert [messages[0][0], messages[-1][0]] == [BEGIN, END]
+    sequences = [sequence for _, _, sequence, _ in messages[1:-1]]
+    assert sorted(sequences) == list(range(1, len(batch.labels) + 1))
+    named = [batch.labels[sequence - 1] for sequence in sequences]
+    assert named[:3] == [
+        "add table inet istio-ambient-nat",
+        "delete table inet istio-ambient-nat",
+        "add table inet istio-ambient-nat",
+    ]
+    assert tuple(named[3:]) == plain.labels
+
+
+def test_sets_come_before_the_rules_that_name_them() -> None:
+    table = RedirectPlan().tables[0]
+    a_set = ("add set", 9, [("NFTA_SET_TABLE", table.name), ("NFTA_SET_NAME", "s")])
+    labels = table_steps(table, before_rules=[a_set]).labels
+    assert labels[2] == "add set"
+    assert labels[3].startswith("add chain")
 
 
 def test_equal_plans_share_their_bytes() -> None:

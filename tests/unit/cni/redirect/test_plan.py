@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
+
 import pytest
 
-from cni.redirect.plan import RedirectPlan
+from cni.redirect.plan import EXCLUSIONS_MAX, Exclusion, RedirectPlan
 from cni.redirect.rules import Chain
 
 # The lists of cni.md 4.2 in the form of 4.3; "M" is the proxy's mark.
@@ -140,6 +142,59 @@ def test_rules_are_those_of_the_reference_in_its_order(
     plan: RedirectPlan, chain: str, wanted: list[str]
 ) -> None:
     assert rules(plan, chain) == wanted
+
+
+EXCLUSION = Exclusion(ports=(22, 9090), networks=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
+PORTS = ["tcp dport 22 counter accept", "tcp dport 9090 counter accept"]
+
+
+def test_what_is_excluded_comes_in_directly() -> None:
+    plan = RedirectPlan(inbound_exclusion=EXCLUSION)
+    assert rules(plan, "nat/istio-prerouting") == [
+        IN_PROBE4,
+        IN_PROBE6,
+        *PORTS,
+        "meta l4proto tcp ip saddr 10.0.0.0/8 counter accept",
+        "meta l4proto tcp ip6 saddr fd00::/8 counter accept",
+        IN_4,
+        IN_6,
+    ]
+    assert rules(plan, "nat/istio-output") == rules(RedirectPlan(), "nat/istio-output")
+
+
+def test_what_is_excluded_goes_out_directly_but_for_dns() -> None:
+    plan = RedirectPlan(outbound_exclusion=EXCLUSION, dns=True, ipv6=False)
+    assert rules(plan, "nat/istio-output") == [
+        OUT_PROBE4,
+        DNS_UDP,
+        DNS_TCP4,
+        OUT_MARKED,
+        OUT_SELF4,
+        *PORTS,
+        "meta l4proto tcp ip daddr 10.0.0.0/8 counter accept",
+        OUT_4,
+    ]
+
+
+@pytest.mark.parametrize(
+    "excess",
+    [
+        {"ports": tuple(range(1, EXCLUSIONS_MAX + 2))},
+        {"networks": tuple(ip_network(number) for number in range(EXCLUSIONS_MAX + 1))},
+    ],
+)
+def test_too_many_exclusions_make_no_plan(excess: dict[str, tuple[object, ...]]) -> None:
+    with pytest.raises(ValueError, match="more than 64"):
+        Exclusion(**excess)  # type: ignore[arg-type]
+
+
+def test_probes_may_come_from_elsewhere() -> None:
+    node = ip_address("192.0.2.1")
+    plan = RedirectPlan(probe_sources=(node,))
+    assert rules(plan, "nat/istio-prerouting")[0] == (
+        "meta l4proto tcp ip saddr 192.0.2.1 counter accept"
+    )
+    assert rules(RedirectPlan(probe_sources=()), "nat/istio-prerouting") == [IN_4, IN_6]
 
 
 @pytest.mark.parametrize("chain", ["nat/istio-prerouting", "nat/istio-output"])

@@ -9,9 +9,9 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cni.redirect.errors import RedirectError, RedirectPrivilegeError
-from cni.redirect.routes import add_routes, loopback_has_ipv6, remove_routes
+from cni.redirect.routes import add_routes, loopback_has_ipv6, missing_routes, remove_routes
 from tests.support.namespaces import needs_root
-from ztunnel.devmesh.cluster import new_namespace
+from ztunnel.devmesh.cluster import Cluster, new_namespace
 from ztunnel.linux.netlink import NLM_F_CREATE, Failure, NetlinkSocket, messages_in
 
 NEW_ROUTE, DELETE_ROUTE, NEW_RULE, DELETE_RULE = 24, 25, 32, 33
@@ -49,8 +49,8 @@ class Kernel(NetlinkSocket):
     ],
 )
 def test_routes_come_before_the_rules_that_lead_to_them(
-    ipv6: bool,  # noqa: FBT001
-    on_loopback: bool,  # noqa: FBT001
+    ipv6: bool,
+    on_loopback: bool,
     wanted: list[tuple[int, int]],
 ) -> None:
     kernel = Kernel()
@@ -131,3 +131,42 @@ def test_loopback_has_ipv6_unless_the_namespace_says_otherwise() -> None:
         assert space.call(loopback_has_ipv6)
         space.call(lambda: switch.write_text("1"))
         assert not space.call(loopback_has_ipv6)
+
+
+class Silent(NetlinkSocket):
+    """Tells nothing, or fails."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.error = error
+
+    def dump(self, data: bytes) -> list[bytes]:
+        if self.error:
+            raise self.error
+        return []
+
+
+def test_what_is_missing_is_named() -> None:
+    assert missing_routes(Silent(), ipv6=True, ipv6_on_loopback=False) == [
+        "IPv4 local route is missing",
+        "IPv4 rule for marked packets is missing",
+        "IPv6 rule for marked packets is missing",
+    ]
+    gone = Silent(OSError(errno.EAFNOSUPPORT, "no such family"))
+    assert len(missing_routes(gone, ipv6=False, ipv6_on_loopback=True)) == 2
+
+
+def test_a_kernel_that_does_not_tell_is_an_error() -> None:
+    with pytest.raises(RedirectError, match="cannot read routes"):
+        missing_routes(Silent(PermissionError(1, "no")), ipv6=True, ipv6_on_loopback=True)
+
+
+@pytest.mark.netns
+@needs_root
+def test_what_was_added_is_found_and_what_was_removed_is_missed() -> None:
+    with Cluster() as cluster:
+        node = cluster.add_node("node")
+        with node.netns.call(lambda: NetlinkSocket(0)) as sock:
+            add_routes(sock, ipv6=True, ipv6_on_loopback=True)
+            assert missing_routes(sock, ipv6=True, ipv6_on_loopback=True) == []
+            remove_routes(sock)
+            assert len(missing_routes(sock, ipv6=True, ipv6_on_loopback=True)) == 4

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -12,9 +12,12 @@ from cni.redirect.rules import (
     ChainType,
     Condition,
     HasAddress,
+    HasLocalSocket,
     HasMark,
     HasPort,
     Hook,
+    InNetwork,
+    InSet,
     IsFirstSegment,
     IsProtocol,
     Jump,
@@ -24,6 +27,7 @@ from cni.redirect.rules import (
     Redirect,
     RestoreMark,
     Return,
+    RewriteSource,
     Rule,
     SetZone,
     Table,
@@ -45,6 +49,14 @@ V4, V6 = ip_address("192.0.2.1"), ip_address("2001:db8::1")
         (HasMark(0x111, connection=True, negate=True), "ct mark & 0x00000fff != 0x00000111"),
         (OnInterface("eth0"), 'iifname "eth0"'),
         (OnInterface("lo", leaving=True, negate=True), 'oifname != "lo"'),
+        (InNetwork(ip_network("192.0.2.0/24")), "ip daddr 192.0.2.0/24"),
+        (InNetwork(ip_network("2001:db8::/32"), source=True), "ip6 saddr 2001:db8::/32"),
+        (InSet(4, "pods"), "ip daddr @pods"),
+        (InSet(6, "pods"), "ip6 daddr @pods"),
+        (HasLocalSocket(), "meta skuid != 4294967295"),
+        (HasLocalSocket(1000), "meta skuid 1000"),
+        (RewriteSource(V4), "snat ip to 192.0.2.1"),
+        (RewriteSource(V6), "snat ip6 to 2001:db8::1"),
         (IsFirstSegment(), "tcp flags & (fin | syn | rst | ack) == syn"),
         (Redirect(15001), "redirect to :15001"),
         (Accept(), "accept"),
