@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 
 from cni.install.errors import BundleError
 
@@ -47,8 +48,9 @@ def host_path_of(folder: str, *, own: str, host: str) -> str:
     ]
     if not candidates:
         raise BundleError(f"{folder}: the host has it nowhere that programs may be run from")
-    # The mount that shows the least of the file system is the one made for the purpose.
-    return max(candidates)[1]
+    # The mount that shows the least of the file system is the one made for the purpose; among
+    # equals the first one, as later ones may be somebody's temporary view.
+    return max(candidates, key=itemgetter(0))[1]
 
 
 def _below(path: str, root: str) -> str | None:
