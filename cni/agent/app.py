@@ -285,7 +285,7 @@ class Agent:
             if was_enrolled:
                 self._keep(pod.uid)
             return
-        self.reconciler.adopt(pod, netns)
+        enrolment = self.reconciler.adopt(pod, netns)
         # Rules in a pod that nobody annotated: an agent was killed at its work.
         if not is_in and pod.status is None and not await self._has_rules(netns):
             self.reconciler.disown(pod.uid)
@@ -293,6 +293,7 @@ class Agent:
             info = PodInfo(pod.name, pod.namespace, pod.service_account)
             try:
                 self.proxies.remember(pod.uid, info, netns)
+                enrolment.is_told = True
             except AgentError as exc:
                 log.warning("pod not remembered", uid=pod.uid, error=str(exc))
 

@@ -109,7 +109,7 @@ class Enrolment:
     netns: PodNetns | None = None
     plan: RedirectPlan | None = None  # the one whose rules we wrote or found
     ips: tuple[IpAddress, ...] = ()
-    is_told: bool = False  # a proxy was told about this very namespace
+    is_told: bool = False  # proxies are told about this very namespace
     exempted: frozenset[IpAddress] = frozenset()
     state: State = State.WAITING
     reason: str = ""  # why it is not enrolled
@@ -243,8 +243,9 @@ class Enroller:
     async def _have_proxy(self, pod: KubePod, netns: PodNetns, enrolment: Enrolment) -> None:
         info = PodInfo(pod.name, pod.namespace, pod.service_account)
         if not (enrolment.is_told and self._proxies.is_served(pod.uid)):
-            await self._proxies.add(pod.uid, info, netns)
+            # Also if it fails: the next proxy hears of it in its snapshot.
             enrolment.is_told = True
+            await self._proxies.add(pod.uid, info, netns)
         if not await self._kernel.silent_ports(netns):
             return
         # It acknowledged another namespace, or lost its listeners: begin anew.

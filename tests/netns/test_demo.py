@@ -91,7 +91,8 @@ async def test_a_kept_mesh_stays_until_it_is_taken_down() -> None:
         )
         assert ready.stdout == b"ready\n"
     finally:
-        status, output = await run_demo("--down", "--name", name, mark=0)
+        with trio.CancelScope(shield=True):
+            status, output = await run_demo("--down", "--name", name, mark=0)
     assert output.splitlines()[-1] == "verdict: removed"
     assert not list(Path("/run").glob(f"{name}*"))
     assert not list(Path("/run/netns").glob(f"{name}*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -25,12 +26,12 @@ class RunningCa:
     callers: list[GrpcClient] = field(default_factory=list)
 
     def client(
-        self, *, ttl_seconds: float = DAY_SECONDS, call_seconds: float = 5.0, **access: object
+        self, *, ttl_seconds: float = DAY_SECONDS, call_seconds: float = 5.0, **access: Any
     ) -> CaClient:
         """Make a client; `access` replaces fields of its `GrpcAccess`."""
         server = ServerUrl("localhost", self.port)
         root = Source(SourceKind.LITERAL, AUTHORITY.roots_pem.decode())
-        caller = GrpcClient(GrpcAccess(**({"server": server, "root": root} | access)))
+        caller = GrpcClient(GrpcAccess(**{"server": server, "root": root, **access}))
         self.callers.append(caller)
         return CaClient(
             caller=caller,
@@ -43,7 +44,7 @@ class RunningCa:
 
 @asynccontextmanager
 async def a_running_ca(
-    authority: DevelopmentCa = AUTHORITY, **options: object
+    authority: DevelopmentCa = AUTHORITY, **options: Any
 ) -> AsyncIterator[RunningCa]:
     """Run one whose server certificate `AUTHORITY` has signed, whoever signs for workloads."""
     ca = MeshCa(authority, **options)
@@ -55,4 +56,5 @@ async def a_running_ca(
     finally:
         for caller in running.callers:
             caller.close()
-        await trio.to_thread.run_sync(serving.__exit__, None, None, None)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(serving.__exit__, None, None, None)

@@ -16,6 +16,7 @@ import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import trio
 import trio.testing
@@ -128,13 +129,13 @@ class Mesh:
     def store(self) -> Store:
         return self.node.store
 
-    def put(self, *items: object, **more: object) -> None:
+    def put(self, *items: Any, **more: Any) -> None:
         workloads = [item for item in items if isinstance(item, Workload)]
         services = [item for item in items if type(item).__name__ == "Service"]
         policies = [item for item in items if type(item).__name__ == "Policy"]
         self.store.apply(Update(workloads=workloads, services=services, policies=policies, **more))
 
-    async def add_proxy(self, workload: Workload, **doors: int) -> WorkloadProxy:
+    async def add_proxy(self, workload: Workload, **doors: Any) -> WorkloadProxy:
         """Serve `workload` at its first address."""
         sockets = SocketFactory(netns=None, mark=None, keepalive=None, port_reuse=False)
         info = PodInfo(workload.name, workload.namespace, workload.service_account)
@@ -156,13 +157,14 @@ async def a_mesh(
     *,
     issuer: CertificateIssuer | None = None,
     revocations: Revocations | None = None,
-    **config_fields: object,
+    **config_fields: Any,
 ) -> AsyncIterator[Mesh]:
     """Everything a node shares, running; `issuer` stands in for an authority of its own."""
     lines = Lines()
-    pipeline = Pipeline(writer=lines)
+    writer: Any = lines  # has what of a writer is used here
+    pipeline = Pipeline(writer=writer)
     pipeline.set_up("debug", json=False)
-    usual_writer, PIPELINE.writer = PIPELINE.writer, lines
+    usual_writer, PIPELINE.writer = PIPELINE.writer, writer
     config = replace(config or Config(original_source=False, dns_enabled=False), **config_fields)
     authority = DevelopmentCa.create()
     certificates = CertificateManager(
@@ -247,7 +249,7 @@ class Pair:
 
 @asynccontextmanager
 async def a_pair(
-    *, protocol: TunnelProtocol = TunnelProtocol.HBONE, **config_fields: object
+    *, protocol: TunnelProtocol = TunnelProtocol.HBONE, **config_fields: Any
 ) -> AsyncIterator[Pair]:
     """A client pod, a server pod with one application port, and a service in front of it."""
     async with a_mesh(**config_fields) as mesh:

@@ -14,6 +14,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
     DataReceived as H2DataReceived,
+    Event as H2Event,
     PingAckReceived,
     RequestReceived as H2RequestReceived,
     ResponseReceived as H2ResponseReceived,
@@ -245,7 +246,7 @@ class LastingH2Connection(H2Connection):
 
     told_to_go = False
 
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[object]]:
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[H2Event]]:
         self.told_to_go = True
         return [], []
 

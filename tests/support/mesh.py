@@ -59,7 +59,7 @@ async def running_mesh(
             yield mesh
         except BaseException:
             for name, proxy in mesh.proxies.items():
-                print(f"--- {name}", *proxy.lines.all[-40:], sep="\n")
+                print(f"--- {name}", *proxy.lines.all[-40:], sep="\n")  # noqa: T201
             raise
 
 

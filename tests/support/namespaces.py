@@ -14,6 +14,7 @@ import pytest
 from ztunnel.devmesh.cluster import Member
 from ztunnel.linux import sockopt
 from ztunnel.linux.netns import PodNetns
+from ztunnel.model.network import Endpoint
 
 DEADLINE_SECONDS = 5.0
 
@@ -60,7 +61,7 @@ def connect(
     sock = netns.call(make)
     try:
         if source:
-            sockopt.bind_as(sock, sockopt.Endpoint.of((source, 0)).ip)
+            sockopt.bind_as(sock, Endpoint.of((source, 0)).ip)
         sock.connect((host, port))
     except OSError:
         sock.close()

@@ -83,7 +83,7 @@ class ScriptedClient:
                 self._digest(data)
                 await self.send()
 
-    def _digest(self, data: bytes) -> None:
+    def _digest(self, data: bytes | bytearray) -> None:
         """Feed h2 frame by frame: it would take a GOAWAY for the end, and a PING may follow."""
         self._raw += data
         while len(self._raw) >= FRAME_HEADER_BYTES:

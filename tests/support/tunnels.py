@@ -20,8 +20,8 @@ from tests.support.certs import (
 )
 from ztunnel.decide.authorize import Permit, authorize_outbound
 from ztunnel.model.network import Endpoint
-from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.facts import TunnelFacts
+from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 from ztunnel.wire.hbone.settings import HboneSettings

@@ -75,12 +75,15 @@ class DevMesh:
         info = PodInfo(workload.name, workload.namespace, workload.service_account)
         try:
             await self.agents[pod.node.name].add(pod_uid(workload), info, pod.netns)
-        except ProxyLostError:
-            proxy = self.proxies[pod.node.name]
-            with trio.move_on_after(DEATH_SECONDS):
-                await proxy.process.wait()
-                raise explain_death(proxy) from None
-            raise
+        except ProxyLostError as error:
+            lost = error
+        else:
+            return
+        proxy = self.proxies[pod.node.name]
+        with trio.move_on_after(DEATH_SECONDS):
+            await proxy.process.wait()
+            raise explain_death(proxy)
+        raise lost
 
     async def listen(self, member: Member, port: int) -> trio.SocketListener:
         """Listen on a port of every address of a pod or host."""

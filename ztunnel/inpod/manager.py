@@ -83,7 +83,7 @@ class PodManager:
             info=info, netns=netns, proxy=proxy, scope=trio.CancelScope(), stopped=trio.Event()
         )
         self._pods[uid] = pod
-        await self._workloads.start(self._serve, uid, pod)
+        await self._workloads.start(self._serve_pod, uid, pod)
         self._node.metrics.proxies_started.add(1)
         self._changed()
         log.info("pod received", uid=uid, name=info.name, namespace=info.namespace)
@@ -109,7 +109,7 @@ class PodManager:
             for pod in self._pods.values():
                 nursery.start_soon(pod.proxy.drain, seconds)
 
-    async def _serve(
+    async def _serve_pod(
         self,
         uid: PodUid,
         pod: ServedPod,

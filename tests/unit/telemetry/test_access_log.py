@@ -207,7 +207,7 @@ def test_the_level_of_the_target_decides(wanted: str, error: Exception | None, l
 )
 def test_a_peer_cannot_forge_a_line_or_a_field(
     texts: tuple[str, str, str, str],
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
     port: Port,
 ) -> None:
     log, lines = a_log(json=as_json)

@@ -76,9 +76,12 @@ def test_what_was_written_is_read_back_and_the_stamp_with_it() -> None:
 @needs_root
 @pytest.mark.parametrize(
     "exclusion",
-    [Exclusion(ports=(8080,)), Exclusion(networks=(ip_network("10.1.0.2/31"), ip_network("fd00::/16")))],
+    [
+        Exclusion(ports=(8080,)),
+        Exclusion(networks=(ip_network("10.1.0.2/31"), ip_network("fd00::/16"))),
+    ],
     ids=["ports", "networks"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("ip", ["10.1.0.", "fd00::"])
 def test_what_is_excluded_passes_in_both_directions(exclusion: Exclusion, ip: str) -> None:
     with Cluster() as cluster, ExitStack() as stack:
