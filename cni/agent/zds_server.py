@@ -204,7 +204,7 @@ async def serve_zds(path: str, server: ZdsServer | None = None) -> AsyncIterator
     server = server or ZdsServer()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.run, listener)  # noqa: ASYNC113 - the socket listens already
+            nursery.start_soon(server.run, listener)  # noqa: ASYNC113 - it listens already
             yield server
             nursery.cancel_scope.cancel(reason="node agent stops")
     finally:

@@ -312,7 +312,7 @@ class Node:
             self.tell(Add(pod(uid), info()), netns)
         self.tell(SnapshotSent())
 
-    def add(self, uid: str, netns: str, works: bool) -> None:  # noqa: FBT001
+    def add(self, uid: str, netns: str, works: bool) -> None:
         self.wanted[uid] = netns
         self.tell(Add(pod(uid), info()), netns, works=works)
 

@@ -95,7 +95,7 @@ def test_a_client_may_allow_push():
 
 
 @given(payload=st.binary(max_size=400), client=st.booleans())
-def test_any_bytes_are_settings_or_a_tunnel_error(payload: bytes, client: bool):  # noqa: FBT001
+def test_any_bytes_are_settings_or_a_tunnel_error(payload: bytes, client: bool):
     try:
         values = parse_settings(payload, client=client)
     except TunnelError:
