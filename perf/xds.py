@@ -1,9 +1,12 @@
 """What a mesh costs when it arrives: first sync, reconnect and churn over the real gRPC stream.
 
-    python -m perf.xds [workloads] [services] [policies]
+    python -m perf.xds [workloads] [services] [policies] [whole]
 
-The control plane is a process of its own. CPU is this process's, all threads. A stall is how late a
-task is that wants to run every millisecond, so it is what a connection would feel.
+With `whole` all addresses come in one message, as from istiod; else in many, as from our own.
+The control plane is a process of its own. CPU is this process's, all threads, less what measuring
+costs while nothing happens. A turn is how long one task kept the loop, by the thread's CPU time. A
+stall is how late a task is that wants to run every millisecond, so it is what a connection would
+feel: it has in it what other threads of ours (and, on a busy machine, other processes) took.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
+if TYPE_CHECKING:
+    from ztunnel.devmesh.control_plane import ControlPlane
+
 from ztunnel.config import Config
-from ztunnel.devmesh.control_plane import ControlPlane
-from ztunnel.identity.dev_ca import DevelopmentCa
+from ztunnel.decide.balance import Purpose, pick
 from ztunnel.model.identity import Namespace, ServiceAccount, TrustDomain
 from ztunnel.model.network import Network, NetworkAddress, Port
 from ztunnel.model.policy import Action, Match, Policy, PolicyScope, ServiceAccountMatch
@@ -41,6 +47,7 @@ from ztunnel.model.workload import (
 )
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
+from ztunnel.wire import delta_server
 from ztunnel.wire.resources import ADDRESS_TYPE, Resource
 from ztunnel.xds.client import xds_client
 
@@ -50,6 +57,7 @@ NODES = 500
 NAMESPACES = 200
 CHURNS = 100
 CHURNS_PER_SECOND = 50
+PICKS_PER_SECOND = 1000
 BIG_SERVICE_ENDPOINTS = 5000
 
 
@@ -123,47 +131,79 @@ def a_mesh(workloads: int, services: int, policies: int) -> Iterator[Resource]:
 
 def serve(workloads: int, services: int, policies: int) -> None:
     """Be the control plane: do what the lines on standard input say."""
+    # Not loaded at the top: a proxy has no control plane in its memory.
+    from ztunnel.devmesh.control_plane import ControlPlane  # noqa: PLC0415
+    from ztunnel.identity.dev_ca import DevelopmentCa  # noqa: PLC0415
+
     authority = DevelopmentCa.create()
     plane = ControlPlane(authority)
     mesh = list(a_mesh(workloads, services, policies))
     plane.publish(mesh)
     gc.freeze()
     print(json.dumps({"port": plane.start(), "roots": authority.roots_pem.decode()}), flush=True)
+    is_healthy = False
     for line in sys.stdin:
         if line == "disconnect\n":
             plane.disconnect()
         elif line == "churn\n":
-            churn(plane, services)
+            churn(plane, services, is_healthy=is_healthy)
+            is_healthy = not is_healthy
     plane.stop()
 
 
-def churn(plane: ControlPlane, services: int) -> None:
-    """Let one endpoint of the large service after the other go."""
+def churn(plane: ControlPlane, services: int, *, is_healthy: bool) -> None:
+    """Let one endpoint of the large service after the other go, or come back."""
     begun = time.monotonic()
     for number in range(CHURNS):
-        plane.publish_one(a_workload(number, services, is_healthy=False))
+        plane.publish_one(a_workload(number, services, is_healthy=is_healthy))
         time.sleep(max(0.0, begun + number / CHURNS_PER_SECOND - time.monotonic()))
 
 
-class Stalls:
-    """How long the loop did not come round."""
+class Stalls(trio.abc.Instrument):
+    """How long the loop did not come round, and why."""
 
     def __init__(self) -> None:
-        self.worst = 0.0
-        self.over_5_ms = 0
+        self.idle_cpu = 0.0  # seconds of CPU per second, for measuring alone
+        self._begun = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._worst_stall = self._worst_turn = 0.0
+        self._late = self._long = 0
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     async def watch(self) -> None:
         while True:
             before = time.perf_counter()
             await trio.sleep(0.001)
             late = time.perf_counter() - before - 0.001
-            self.worst = max(self.worst, late)
-            self.over_5_ms += late > STALL_SECONDS
+            self._worst_stall = max(self._worst_stall, late)
+            self._late += late > STALL_SECONDS
 
-    def take(self) -> str:
-        text = f"worst stall {self.worst * 1000:.1f} ms, {self.over_5_ms} over 5 ms"
-        self.worst, self.over_5_ms = 0.0, 0
-        return text
+    async def calibrate(self) -> None:
+        self._reset()
+        await trio.sleep(1)
+        self.idle_cpu = time.process_time() - self._cpu
+        self._reset()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
+        self._begun = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
+        turn = time.thread_time() - self._begun
+        self._worst_turn = max(self._worst_turn, turn)
+        self._long += turn > STALL_SECONDS
+
+    def take(self) -> tuple[float, float, str]:
+        """Return CPU and wall seconds since the last time, and the rest as a text."""
+        wall = time.perf_counter() - self._wall
+        cpu = max(0.0, time.process_time() - self._cpu - wall * self.idle_cpu)
+        text = (
+            f"longest turn {self._worst_turn * 1000:.1f} ms ({self._long} over 5), "
+            f"worst stall {self._worst_stall * 1000:.1f} ms ({self._late} over 5)"
+        )
+        self._reset()
+        return cpu, wall, text
 
 
 def rss_mib() -> float:
@@ -187,45 +227,74 @@ async def measure(child: subprocess.Popen[str], sizes: tuple[int, int, int]) -> 
     )
     store, metrics, stalls = Store(node="node-0"), Metrics(), Stalls()
     messages = metrics.xds_messages.count(ADDRESS_TYPE)
-    print(f"before: {rss_mib():.0f} MiB")
+    trio.lowlevel.add_instrument(stalls)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stalls.watch)
-        await trio.sleep(0.1)
-        stalls.take()
-        begun, used = time.perf_counter(), time.process_time()
+        await stalls.calibrate()
+        print(f"before: {rss_mib():.0f} MiB")
         client = xds_client(config, store, metrics=metrics, rng=random.Random(1))
         await nursery.start(client.run)
-        first = time.process_time() - used
+        first, wall, text = stalls.take()
         assert (len(store.workloads), len(store.services), len(store.policies)) == sizes
         print(
-            f"first sync: {time.perf_counter() - begun:.2f} s, {first:.2f} s CPU "
-            f"({first / sum(sizes) * 1e6:.1f} us each), {stalls.take()}, {rss_mib():.0f} MiB"
+            f"first sync: {wall:.2f} s, {first:.2f} s CPU "
+            f"({first / sum(sizes) * 1e6:.1f} us each), {text}, {rss_mib():.0f} MiB"
         )
-        used, seen = time.process_time(), messages.value
+        seen = messages.value
         child.stdin.write("disconnect\n")
         child.stdin.flush()
         await until(lambda: messages.value > seen)
-        again = time.process_time() - used
-        print(f"reconnect: {again:.3f} s CPU ({again / first:.1%} of the first), {stalls.take()}")
-        used, version = time.process_time(), store.version
-        child.stdin.write("churn\n")
-        child.stdin.flush()
-        with trio.fail_after(10 * CHURNS / CHURNS_PER_SECOND):
-            await until(lambda: store.version >= version + CHURNS)
-        each = (time.process_time() - used) / CHURNS
-        print(f"churn: {each * 1000:.2f} ms CPU for each of {CHURNS}, {stalls.take()}")
+        again, _, text = stalls.take()
+        print(f"reconnect: {again:.3f} s CPU ({again / first:.1%} of the first), {text}")
+        for picks_per_second in (0, PICKS_PER_SECOND):
+            await measure_churn(child, store, stalls, picks_per_second)
         print(f"after: {rss_mib():.0f} MiB")
         nursery.cancel_scope.cancel()
+
+
+async def measure_churn(
+    child: subprocess.Popen[str], store: Store, stalls: Stalls, picks_per_second: int
+) -> None:
+    """Measure what changes of a large service cost, alone and under connections to it."""
+    assert child.stdin is not None
+    service = store.services.by_hostname(service_name(0))
+    source = next(iter(store.workloads.all()))
+    assert service is not None
+    rng, picked = random.Random(1), 0
+    stalls.take()
+    begun, version = trio.current_time(), store.version
+    child.stdin.write("churn\n")
+    child.stdin.flush()
+    with trio.fail_after(10 * CHURNS / CHURNS_PER_SECOND):
+        while store.version < version + CHURNS:
+            await trio.sleep(0.01)
+            while picked < (trio.current_time() - begun) * picks_per_second:
+                picked += 1
+                pick(
+                    store.services,
+                    service,
+                    Port(80),
+                    source=source,
+                    purpose=Purpose.STANDARD,
+                    rng=rng,
+                )
+    cpu, wall, text = stalls.take()
+    print(
+        f"churn {CHURNS / wall:.0f}/s with {picked / wall:.0f} picks/s: "
+        f"{cpu / wall:.1%} CPU, {cpu / CHURNS * 1000:.2f} ms a change, {text}"
+    )
 
 
 def main() -> None:
     arguments = [int(text) for text in sys.argv[1:] if text.isdigit()]
     workloads, services, policies = arguments or SIZES
     sizes = (workloads, services, policies)
+    if "whole" in sys.argv:
+        delta_server.RESOURCES_PER_RESPONSE = workloads + services
     if "serve" in sys.argv:
         serve(*sizes)
         return
-    command = [sys.executable, "-m", "perf.xds", "serve", *(str(size) for size in sizes)]
+    command = [sys.executable, "-m", "perf.xds", "serve", *sys.argv[1:]]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
     ) as child:

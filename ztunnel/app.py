@@ -69,6 +69,7 @@ from ztunnel.xds.local import (
     service_to_dict,
     workload_to_dict,
 )
+from ztunnel.xds.local_watch import LocalConfigWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -188,6 +189,9 @@ class Application:
         Returns early when we are told to stop: a control plane that is down must not keep us.
         """
         self.store.apply(self.static)
+        if self.config.local_xds_path is not None:
+            watch = LocalConfigWatch(self.config.local_xds_path, self.store, self.static)
+            nursery.start_soon(watch.run)
         if self.static != Update():
             log.info(
                 "static configuration loaded",

@@ -18,7 +18,8 @@ its answer; POLICY_WAIT (5s, 0 = do not wait and go on without, as the reference
 a workload names and we have not received yet; IDLE_TIMEOUT and HALF_OPEN_TIMEOUT (0 = no limit, as
 the reference) after which a connection that moves nothing, or of which one half has ended, is cut;
 OWN_RECORDS (true) seal TLS records ourselves after the handshake; TLS_RESUMPTION (false) resume TLS
-sessions: pays where tunnels are short-lived, costs a ticket for each that nobody resumes.
+sessions: pays where tunnels are short-lived, costs a ticket for each that nobody resumes;
+LOAD_BALANCING (random, as the reference, or least-connections) among equal endpoints of a service.
 """
 
 # ruff: noqa: RUF009
@@ -39,11 +40,13 @@ from ztunnel.model.network import Endpoint, Network
 from ztunnel.model.proxy_config import PREFIX, ProxyConfig
 from ztunnel.model.settings import (
     REDACTED,
+    Balancing,
     ProxyMode,
     ServerUrl,
     Source,
     SourceKind,
     WorkloadInfo,
+    balancing,
     boolean,
     both_loopbacks,
     compliance,
@@ -205,6 +208,7 @@ class Config:
     )
     own_records: bool = setting("ZTUNNEL_OWN_RECORDS", "true", boolean, "ownRecords")
     tls_resumption: bool = setting("ZTUNNEL_TLS_RESUMPTION", "false", boolean, "tlsResumption")
+    balancing: Balancing = setting("ZTUNNEL_LOAD_BALANCING", "random", balancing, "loadBalancing")
 
     # Settings that several variables decide.
     xds_address: ServerUrl | None = derived(DEFAULT_SERVER, "xdsAddress")  # None: no control plane

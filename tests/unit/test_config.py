@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from ztunnel.config import MESH_FILE, ROOT_FILE, TOKEN_FILE, Config
 from ztunnel.errors import ConfigError
 from ztunnel.model.network import Endpoint
-from ztunnel.model.settings import ProxyMode, ServerUrl, Source, SourceKind, WorkloadInfo
+from ztunnel.model.settings import Balancing, ProxyMode, ServerUrl, Source, SourceKind, WorkloadInfo
 
 LINE = re.compile(r"invalid (env var [^ =]+=.*|file \S+) \(.+\)")
 
@@ -97,6 +97,8 @@ def problems(env: dict[str, str], files: dict[str, str] | None = None) -> list[s
         ("policy_wait_seconds", 5.0, "ZTUNNEL_POLICY_WAIT", "1s", 1.0, "inf"),
         ("own_records", True, "ZTUNNEL_OWN_RECORDS", "false", False, "nope"),
         ("tls_resumption", False, "ZTUNNEL_TLS_RESUMPTION", "true", True, "on"),
+        ("balancing", "random", "ZTUNNEL_LOAD_BALANCING", "least-connections",
+         Balancing.LEAST_CONNECTIONS, "least"),
         ("trust_domain_aliases", (), "TRUST_DOMAINS", "a.b,C", ("a.b", "C"), "a/b"),
         ("fake_ca", False, "FAKE_CA", "true", True, "True"),
     ],

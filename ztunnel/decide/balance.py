@@ -1,22 +1,34 @@
 """Pick an endpoint of a service by health, locality and capacity (state-and-xds.md 10.4, 10.5).
 
-The eligible endpoints for one kind of caller are listed once and remembered until an endpoint or
-the service changes; after that a pick is one random number and one binary search.
+The eligible endpoints for one kind of caller are listed once, and the list follows every change
+(`pick_list`); a pick is one or two random numbers. Beyond the reference, what the caller's own
+connections have shown (`feedback`) keeps picks away from endpoints that cannot be reached and,
+where that is chosen, from busy ones.
 """
 
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import accumulate
 
-from ztunnel.model.network import Port
+from ztunnel.decide.feedback import Feedback
+from ztunnel.decide.pick_list import Judge, PickList
+from ztunnel.model.network import Network, Port
 from ztunnel.model.service import BalanceMode, Scope, Service
-from ztunnel.model.workload import Workload
-from ztunnel.state.services import Services
+from ztunnel.model.settings import Balancing
+from ztunnel.model.workload import Health, ServiceKey, Workload, WorkloadUid
+from ztunnel.state.endpoints import Endpoints
+from ztunnel.state.services import Services, accepts_unhealthy
+
+# So many are compared one by one for the fewest connections; of more, two drawn at random, which
+# is nearly as good ("the power of two choices") at a price that does not grow with their number.
+COMPARED_MAX = 8
+# Draws before all are looked at for one that is not avoided; few are avoided at any time.
+DRAWS_MAX = 8
+
+NOBODY: frozenset[WorkloadUid] = frozenset()
 
 
 class Purpose(Enum):
@@ -34,17 +46,59 @@ class Pick:
     port: Port
 
 
-@dataclass(frozen=True, slots=True)
-class _PickList:
-    """The endpoints of the best rank, with running totals of their capacities."""
+@dataclass(slots=True, eq=False)
+class _Question:
+    """Who asks for which port of which service."""
 
-    picks: tuple[Pick, ...]
-    totals: tuple[int, ...]
+    endpoints: Endpoints
+    service: Service
+    key: ServiceKey
+    port: Port
+    source: Workload
+    caller: tuple[str, ...]  # where the caller is, for each preference
 
-    def draw(self, rng: random.Random) -> Pick | None:
-        if not self.totals or not self.totals[-1]:
-            return None
-        return self.picks[bisect_right(self.totals, rng.randrange(self.totals[-1]))]
+    def list(self, left_out: frozenset[WorkloadUid] = NOBODY) -> PickList:
+        """Return the endpoints of the best rank among all but those left out."""
+        return self.endpoints.follow(
+            (self.port, self.source.network, self.caller, left_out),
+            lambda: PickList(self._judge(left_out), self.endpoints.members.values()),
+        )
+
+    def target_port(self, workload: Workload) -> Port:
+        """Return the port of one in the list."""
+        port = _target_port(self.service, self.key, self.port, workload)
+        assert port is not None, "without a port it is not eligible"
+        return port
+
+    def _judge(self, left_out: frozenset[WorkloadUid]) -> Judge:
+        """Return what ranks endpoints: a closure, as it looks at thousands of them at a time."""
+        service, key, port, caller = self.service, self.key, self.port, self.caller
+        network = self.source.network
+        takes_all = accepts_unhealthy(service)
+        is_declared = port in service.ports  # a STANDARD port always is
+        has_target = bool(service.ports.get(port))
+        preferences = _preferences(service)
+        wanted = len(preferences) if _mode(service) is BalanceMode.STRICT else 0
+
+        def can_be_reached(one: Workload) -> bool:
+            if one.health is not Health.HEALTHY and not takes_all:
+                return False
+            return bool(one.ips or one.hostname) or _is_behind_gateway(one, network)
+
+        def has_port(one: Workload) -> bool:
+            if not is_declared and one.application_tunnel is None:
+                return False
+            return has_target or _target_port(service, key, port, one) is not None
+
+        def judge(one: Workload) -> int | None:
+            if not can_be_reached(one) or not has_port(one) or one.uid in left_out:
+                return None
+            if not preferences:
+                return 0
+            met, rank = _rank(preferences, caller, one)
+            return rank if met >= wanted else None
+
+        return judge
 
 
 def pick(
@@ -55,70 +109,81 @@ def pick(
     source: Workload,
     purpose: Purpose,
     rng: random.Random,
+    feedback: Feedback | None = None,
 ) -> Pick | None:
     """Pick an endpoint of `service` for its `port`; None when none is eligible.
 
     Never an unhealthy one, unless the service's health policy is ALLOW_ALL; never one of
-    capacity 0.
+    capacity 0. One that `feedback` avoids only when there is no other.
     """
     if purpose is Purpose.STANDARD and port not in service.ports:
         return None
-    endpoints = services.endpoints_of(service.key)
+    key = service.key
+    endpoints = services.endpoints_of(key)
     if not endpoints.members:
         return None
     preferences = _preferences(service)
-    caller = tuple(_place(scope, source) for scope in preferences)
-    found = endpoints.remember(
-        (port, source.network, caller),
-        lambda: _list(
-            service,
-            _eligible(services.endpoints(service), service, port, source=source),
-            caller=caller,
-        ),
-    )
-    assert isinstance(found, _PickList)
-    return found.draw(rng)
+    caller = tuple([_place(scope, source) for scope in preferences]) if preferences else ()
+    question = _Question(endpoints, service, key, port, source, caller)
+    found = question.list()
+    if feedback is None:
+        drawn = found.draw(rng)
+    elif not feedback.outliers:
+        drawn = _draw(found, feedback, rng)
+    else:
+        drawn = _draw_unavoided(question, found, feedback, rng)
+    return None if drawn is None else Pick(drawn, question.target_port(drawn))
 
 
-def _list(service: Service, picks: Iterable[Pick], *, caller: tuple[object, ...]) -> _PickList:
-    """Keep the picks of the highest rank; STRICT wants all preferences met."""
-    preferences = _preferences(service)
-    wanted = len(preferences) if _mode(service) is BalanceMode.STRICT else 0
-    best: list[Pick] = []
-    best_rank = 0
-    for candidate in picks:
-        met, rank = _rank(preferences, caller, candidate.workload)
-        if met < wanted:
-            continue
-        if not best or rank > best_rank:
-            best, best_rank = [candidate], rank
-        elif rank == best_rank:
-            best.append(candidate)
-    totals = accumulate(candidate.workload.capacity for candidate in best)
-    return _PickList(tuple(best), tuple(totals))
+def _draw(found: PickList, feedback: Feedback, rng: random.Random) -> Workload | None:
+    """Draw from a list in the way that the operator chose."""
+    first = found.draw(rng)
+    if first is None or feedback.balancing is Balancing.RANDOM:
+        return first
+    if len(found.workloads) <= COMPARED_MAX:
+        return _least_busy(found.workloads, feedback, rng)
+    second = found.draw(rng)
+    assert second is not None
+    return _least_busy((first, second), feedback, rng)
 
 
-def _eligible(
-    endpoints: Iterable[Workload],
-    service: Service,
-    port: Port,
-    *,
-    source: Workload,
-) -> Iterable[Pick]:
-    """Yield the endpoints that can be reached and that have a port for this service port."""
-    for workload in endpoints:
-        if not (workload.ips or workload.hostname or _is_behind_gateway(workload, source)):
-            continue
-        is_declared = port in service.ports  # a STANDARD port always is
-        if not is_declared and workload.application_tunnel is None:
-            continue
-        target = target_port(service, port, workload)
-        if target is not None:
-            yield Pick(workload, target)
+def _draw_unavoided(
+    question: _Question, found: PickList, feedback: Feedback, rng: random.Random
+) -> Workload | None:
+    """Draw one that is not avoided, from a lower rank if need be, else one that is."""
+
+    def is_avoided(one: Workload) -> bool:
+        port = question.target_port(one)
+        return feedback.outliers.avoids(one, port, question.source.network)
+
+    drawn = None
+    for _ in range(DRAWS_MAX):
+        drawn = _draw(found, feedback, rng)
+        if drawn is None or not is_avoided(drawn):
+            return drawn
+    left_out = NOBODY
+    while True:
+        avoided = frozenset([one.uid for one in found.workloads if is_avoided(one)])
+        left = [one for one in found.workloads if one.capacity and one.uid not in avoided]
+        if left and feedback.balancing is Balancing.LEAST_CONNECTIONS:
+            return _least_busy(left, feedback, rng)
+        if left:
+            return rng.choices(left, [one.capacity for one in left])[0]
+        if not avoided:
+            return drawn
+        left_out |= avoided
+        found = question.list(left_out)
 
 
-def _is_behind_gateway(workload: Workload, source: Workload) -> bool:
-    return workload.network != source.network and workload.network_gateway is not None
+def _least_busy(there: Sequence[Workload], feedback: Feedback, rng: random.Random) -> Workload:
+    """Return one with the fewest connections for its capacity, any of them if there are several."""
+    loads = [feedback.load(one) for one in there]
+    least = min(loads)
+    return rng.choice([one for one, load in zip(there, loads, strict=True) if load == least])
+
+
+def _is_behind_gateway(workload: Workload, network: Network) -> bool:
+    return workload.network != network and workload.network_gateway is not None
 
 
 def target_port(service: Service, port: Port, workload: Workload) -> Port | None:
@@ -127,7 +192,12 @@ def target_port(service: Service, port: Port, workload: Workload) -> Port | None
     The endpoint's own mapping, else the service's, else, for an application tunnel with a port
     of its own, the service port itself.
     """
-    if mapped := workload.services.get(service.key, {}).get(port):
+    return _target_port(service, service.key, port, workload)
+
+
+def _target_port(service: Service, key: ServiceKey, port: Port, workload: Workload) -> Port | None:
+    own = workload.services.get(key)
+    if own is not None and (mapped := own.get(port)):
         return mapped
     if target := service.ports.get(port):
         return target
@@ -166,7 +236,7 @@ def _place(scope: Scope, workload: Workload) -> str:
 
 
 def _rank(
-    preferences: tuple[Scope, ...], caller: tuple[object, ...], endpoint: Workload
+    preferences: tuple[Scope, ...], caller: tuple[str, ...], endpoint: Workload
 ) -> tuple[int, int]:
     """Return how many leading preferences are met, and that plus the network bonus.
 

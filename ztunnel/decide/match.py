@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ztunnel.model.flow import Flow
+from ztunnel.model.identity import Identity
 from ztunnel.model.network import IpAddress, IpNetwork
 from ztunnel.model.policy import (
     Clause,
@@ -18,6 +19,7 @@ from ztunnel.model.policy import (
 )
 
 E = TypeVar("E")
+S = TypeVar("S")
 
 EMPTY = Match()
 
@@ -37,7 +39,26 @@ def match_holds(match: Match, flow: Flow) -> bool:
 
     A Kubernetes rule that we cannot express arrives as an empty match: it must match nothing.
     """
-    return match != EMPTY and not any(True for _ in failing_fields(match, flow))
+    # The same as "no failing fields", without words for them: this is asked for every connection.
+    source, port = flow.source, flow.destination.port
+    principal, namespace = (source.principal, source.namespace) if source else (None, "")
+    return (
+        _fits(port, match.destination_ports, match.not_destination_ports, _same_port)
+        and _fits(principal, match.principals, match.not_principals, _text_matches)
+        and _fits(namespace, match.namespaces, match.not_namespaces, _text_matches)
+        and _fits_account(match, source)
+        and _fits(flow.source_endpoint.ip, match.source_ips, match.not_source_ips, _is_inside)
+        and _fits(flow.destination.ip, match.destination_ips, match.not_destination_ips, _is_inside)
+        and match != EMPTY
+    )
+
+
+def _fits_account(match: Match, source: Identity | None) -> bool:
+    wanted, unwanted = match.service_accounts, match.not_service_accounts
+    if not (wanted or unwanted):
+        return True
+    account = ServiceAccountMatch(source.namespace, source.service_account) if source else None
+    return _fits(account, wanted, unwanted, _same_account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +89,16 @@ def failing_fields(match: Match, flow: Flow) -> Iterator[Failing]:
     yield from _judge("destination ip", flow.destination.ip, *called, _is_inside)
 
 
-S = TypeVar("S")
+def _fits(
+    subject: S,
+    wanted: Collection[E],
+    unwanted: Collection[E],
+    matches: Callable[[E, S], bool],
+) -> bool:
+    """Tell whether (none wanted or one holds) and (none unwanted holds)."""
+    if wanted and not any(matches(element, subject) for element in wanted):
+        return False
+    return not (unwanted and any(matches(element, subject) for element in unwanted))
 
 
 def _judge(

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from ztunnel.decide.balance import Purpose
+from ztunnel.decide.feedback import Feedback
 from ztunnel.decide.upstream import (
     Upstream,
     at_address,
@@ -133,6 +134,7 @@ class _Journey:
     target: Endpoint
     store: Store
     rng: random.Random
+    feedback: Feedback | None
     may_fetch: bool
     fetched: Collection[str]
 
@@ -149,11 +151,13 @@ def route(
     rng: random.Random,
     on_demand: bool = False,
     fetched: Collection[str] = (),
+    feedback: Feedback | None = None,
 ) -> Route:
     """Decide where a connection goes next.
 
     `network` is our own. With `on_demand` unknown addresses are answered by `UnknownAddress`,
-    unless they are in `fetched`: those were asked for already and do not exist.
+    unless they are in `fetched`: those were asked for already and do not exist. `feedback` is what
+    the caller's earlier connections have shown about endpoints.
 
     Raises:
         RouteError: the connection must be dropped; the text is for the operator.
@@ -164,6 +168,7 @@ def route(
         target=request.target,
         store=store,
         rng=rng,
+        feedback=feedback,
         may_fetch=on_demand,
         fetched=fetched,
     )
@@ -181,6 +186,7 @@ def route(
         source=request.source,
         purpose=Purpose.STANDARD,
         rng=rng,
+        feedback=feedback,
     )
     if upstream is None:
         return _pass_through(request.target, None)
@@ -203,6 +209,7 @@ def _to_service(journey: _Journey, service: Service, workload: Workload | None) 
         source=journey.source,
         purpose=Purpose.STANDARD,
         rng=journey.rng,
+        feedback=journey.feedback,
     )
     if upstream is not None:
         # The workload's own waypoint is passed by, unless the workload itself was addressed too.
@@ -310,7 +317,12 @@ def _find_gateway(
 ) -> Upstream | UnknownAddress | None:
     what = str(reference.destination)
     found = at_gateway(
-        journey.store, reference, source=journey.source, purpose=purpose, rng=journey.rng
+        journey.store,
+        reference,
+        source=journey.source,
+        purpose=purpose,
+        rng=journey.rng,
+        feedback=journey.feedback,
     )
     return UnknownAddress(what) if found is None and journey.lacks(what) else found
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 
 from ztunnel.decide.balance import Purpose, pick
+from ztunnel.decide.feedback import Feedback
 from ztunnel.model.identity import Identity
 from ztunnel.model.network import Endpoint, IpAddress, Network, NetworkAddress, Port
 from ztunnel.model.service import BalanceMode, IpFamilies, Service
@@ -66,11 +67,14 @@ def of_service(
     source: Workload,
     purpose: Purpose,
     rng: random.Random,
+    feedback: Feedback | None = None,
 ) -> Upstream | None:
     """Pick an endpoint of the service; None for PASSTHROUGH and when there is none."""
     if is_passthrough(service):
         return None
-    found = pick(store.services, service, port, source=source, purpose=purpose, rng=rng)
+    found = pick(
+        store.services, service, port, source=source, purpose=purpose, rng=rng, feedback=feedback
+    )
     return Upstream(found.workload, found.port, service) if found else None
 
 
@@ -82,6 +86,7 @@ def at_address(
     source: Workload,
     purpose: Purpose,
     rng: random.Random,
+    feedback: Feedback | None = None,
 ) -> Upstream | None:
     """Return who takes a connection to an address: a service's endpoint, else a workload.
 
@@ -91,7 +96,9 @@ def at_address(
     service = store.services.by_vip(network, target.ip, source.namespace)
     workload = store.workloads.by_address(network, target.ip)
     if service is not None and (workload is None or target.port in service.ports):
-        return of_service(store, service, target.port, source=source, purpose=purpose, rng=rng)
+        return of_service(
+            store, service, target.port, source=source, purpose=purpose, rng=rng, feedback=feedback
+        )
     return Upstream(workload, target.port) if workload else None
 
 
@@ -102,16 +109,27 @@ def at_gateway(
     source: Workload,
     purpose: Purpose,
     rng: random.Random,
+    feedback: Feedback | None = None,
 ) -> Upstream | None:
     """Return which workload stands for a waypoint or network gateway; None when unknown."""
     port = gateway.hbone_mtls_port
     if isinstance(gateway.destination, NetworkAddress):
         address = gateway.destination
         target = Endpoint(address.ip, port)
-        return at_address(store, address.network, target, source=source, purpose=purpose, rng=rng)
+        return at_address(
+            store,
+            address.network,
+            target,
+            source=source,
+            purpose=purpose,
+            rng=rng,
+            feedback=feedback,
+        )
     found = store.at_hostname(gateway.destination)
     if isinstance(found, Service):
-        return of_service(store, found, port, source=source, purpose=purpose, rng=rng)
+        return of_service(
+            store, found, port, source=source, purpose=purpose, rng=rng, feedback=feedback
+        )
     return Upstream(found, port) if found else None
 
 

@@ -32,6 +32,12 @@ def parse_ip(text: str) -> IpAddress:
     return canonical(ip_address(text.partition("%")[0]))
 
 
+@lru_cache(maxsize=16384)
+def _v4_text(number: int) -> str:
+    """Print an IPv4 address; remembered, as `str` of one costs 0.7 us."""
+    return str(IPv4Address(number))
+
+
 def parse_port(text: str) -> Port:
     """Read a decimal port from 0 to 65535.
 
@@ -74,7 +80,7 @@ class Endpoint:
     def __str__(self) -> str:
         if isinstance(self.ip, IPv6Address):
             return f"[{self.ip}]:{self.port}"
-        return f"{self.ip}:{self.port}"
+        return f"{_v4_text(int(self.ip))}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -35,6 +35,13 @@ class ProxyMode(StrEnum):
     DEDICATED = "dedicated"
 
 
+class Balancing(StrEnum):
+    """How one of several equal endpoints is chosen."""
+
+    RANDOM = "random"
+    LEAST_CONNECTIONS = "least-connections"
+
+
 class WorkloadInfo(NamedTuple):
     """The one workload of a dedicated proxy."""
 
@@ -89,6 +96,14 @@ def proxy_mode(text: str) -> ProxyMode:
         return ProxyMode(text)
     except ValueError:
         raise ValueError("unknown mode; write shared or dedicated") from None
+
+
+def balancing(text: str) -> Balancing:
+    """Read how to choose among endpoints."""
+    try:
+        return Balancing(text)
+    except ValueError:
+        raise ValueError("unknown choice; write random or least-connections") from None
 
 
 def is_true(text: str) -> bool:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ztunnel.decide.feedback import Feedback
 from ztunnel.errors import DeniedError, LimitError, RouteError
 from ztunnel.model.identity import Identity
 from ztunnel.proxy.live import LiveConnections
+from ztunnel.proxy.ways import Ways
 
 if TYPE_CHECKING:
     import random
@@ -85,8 +87,13 @@ class ProxyContext:
     original_source: bool = False
     live: LiveConnections = field(default_factory=LiveConnections)
     connections: Places = field(default_factory=lambda: Places(0))
+    ways: Ways = field(default_factory=Ways)
+    feedback: Feedback = field(init=False)
     _workload: Workload | None = None
     _version: int = -1
+
+    def __post_init__(self) -> None:
+        self.feedback = Feedback(self.node.config.balancing)
 
     def workload(self) -> Workload | None:
         """Look up the workload we serve, as the control plane describes it now."""

@@ -28,23 +28,29 @@ if TYPE_CHECKING:
     from ztunnel.wire.headers import Baggage
 
 
-def describe_hop(record: Record, identity: Identity, workload: Workload, hop: Hop) -> Labels:
-    """Describe an outbound connection: from our workload to the next hop."""
+def name_hop(record: Record, identity: Identity, workload: Workload, hop: Hop) -> None:
+    """Name both ends of an outbound connection for its log line."""
     tunnelled = hop.protocol is not HopProtocol.TCP
     _name_source(record, workload, identity if tunnelled else None)
-    next_workload = hop.workload
-    destination = NOBODY
     record.destination = hop.peer
     record.hbone_target = hop.authority
-    if next_workload is not None:
-        _name_destination(record, next_workload, next_workload.identity if tunnelled else None)
-        destination = Party.of_workload(next_workload, next_workload.identity)
-    service = _name_service(record, hop.service)
+    if hop.workload is not None:
+        _name_destination(record, hop.workload, hop.workload.identity if tunnelled else None)
+    if hop.service is not None:
+        record.destination_service = hop.service.hostname
+
+
+def label_hop(identity: Identity, workload: Workload, hop: Hop) -> Labels:
+    """Label an outbound connection: from our workload to the next hop."""
+    tunnelled = hop.protocol is not HopProtocol.TCP
+    destination = NOBODY
+    if hop.workload is not None:
+        destination = Party.of_workload(hop.workload, hop.workload.identity)
     return Labels(
         Reporter.SOURCE,
         Party.of_workload(workload, identity if tunnelled else None),
         destination,
-        service,
+        _service_name(hop.service),
         mutual_tls=tunnelled,
     )
 
@@ -115,6 +121,12 @@ def _name_service(record: Record, service: Service | None) -> ServiceName:
     if service is None:
         return NO_SERVICE
     record.destination_service = service.hostname
+    return _service_name(service)
+
+
+def _service_name(service: Service | None) -> ServiceName:
+    if service is None:
+        return NO_SERVICE
     return ServiceName(service.hostname, service.namespace, service.name)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 from ztunnel.decide.route import Hop, HopProtocol
 from ztunnel.errors import (
     ConnectRefusedError,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
+    from ztunnel.proxy.ways import Way
     from ztunnel.transport.pool import Pool
     from ztunnel.transport.reactor import Deadline
     from ztunnel.transport.sockets import Socket
@@ -91,16 +94,18 @@ class StreamOpening:
         "_stream",
         "_traceparent",
         "_tunnel",
+        "_way",
         "_workload",
     )
 
     def __init__(
-        self, opener: Opener, pool: Pool, *, workload: Workload, hop: Hop, permit: Permit
+        self, opener: Opener, pool: Pool, *, workload: Workload, way: Way, permit: Permit
     ) -> None:
         self._opener = opener
         self._pool = pool
         self._workload = workload
-        self._hop = hop
+        self._way = way
+        self._hop = way.hop
         self._permit = permit
         self._traceparent = Traceparent.new(opener.context.node.rng)
         self._tunnel: Tunnel | None = None
@@ -113,8 +118,12 @@ class StreamOpening:
     def start(self) -> None:
         """Begin; returns at once."""
         opener = self._opener
-        identity = opener.context.identity(self._workload)
-        key = PoolKey(identity, self._hop.expected, self._hop.peer, opener.source.ip)
+        way = self._way
+        key = way.key
+        if key is None or way.hop is not self._hop:
+            identity = opener.context.identity(self._workload)
+            key = PoolKey(identity, self._hop.expected, self._hop.peer, opener.source.ip)
+            way.key = key if way.hop is self._hop else None
         tunnel = self._pool.get(key, self._permit)
         if tunnel is not None:
             self._open(tunnel)
@@ -134,9 +143,11 @@ class StreamOpening:
             self._inner.close()
 
     async def _dial(self, key: PoolKey) -> None:
+        outliers = self._opener.context.feedback.outliers
         try:
             tunnel = await self._pool.checkout(key, self._permit)
         except UnreachableError:
+            outliers.failed(self._hop.peer, trio.current_time())
             other = self._opener.another_hop(self._hop) if self._may_retry else None
             if self._done or other is None:
                 raise
@@ -144,6 +155,7 @@ class StreamOpening:
             self._hop = other
             self.start()
             return
+        outliers.reached(self._hop.peer)
         if not self._done:
             self._open(tunnel)
 

@@ -24,8 +24,9 @@ from ztunnel.decide.route import (
 from ztunnel.errors import DeniedError, UnreachableError, ZtunnelError
 from ztunnel.linux.sockopt import original_destination, reset_on_close
 from ztunnel.proxy.connection import Connection
-from ztunnel.proxy.labels import describe_far_side, describe_hop
+from ztunnel.proxy.labels import describe_far_side, label_hop, name_hop
 from ztunnel.proxy.opening import StreamOpening
+from ztunnel.proxy.ways import Way
 from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.traffic import Party, Reporter
 from ztunnel.transport.dial import Dial
@@ -54,7 +55,17 @@ OTHER_ENDPOINT_PICKS = 8  # picks are random and weighted: enough to meet anothe
 class OutboundConnection(Connection):
     """One captured connection."""
 
-    __slots__ = ("_dial", "_hop", "_labels", "_opening", "_pool", "_relay", "_sock", "_target")
+    __slots__ = (
+        "_chosen",
+        "_dial",
+        "_hop",
+        "_labels",
+        "_opening",
+        "_pool",
+        "_relay",
+        "_sock",
+        "_target",
+    )
 
     def __init__(self, context: ProxyContext, pool: Pool, sock: Socket, source: Endpoint) -> None:
         record = Record(
@@ -67,6 +78,7 @@ class OutboundConnection(Connection):
         self._sock = sock
         self._pool = pool
         self._target: Endpoint | None = None
+        self._chosen: Workload | None = None
         self._hop: Hop | None = None
         self._labels: Labels | None = None
         self._dial: Dial | None = None
@@ -122,16 +134,27 @@ class OutboundConnection(Connection):
 
     def _classify(self, workload: Workload, target: Endpoint, fetched: Fetched = NOTHING) -> None:
         permit = self._authorize(target)
+        node, ways = self.context.node, self.context.ways
+        way = ways.find(target, self.source.ip, node.store.version)
+        if way is not None:
+            self._go(workload, way, permit)
+            return
         match self._route(workload, target, fetched):
             case Hop() as hop:
-                self._go(workload, hop, permit)
+                way = Way(hop, self.source.ip)
+                # On demand, an address that nobody owns is asked about again.
+                if node.demand is None or hop.workload is not None:
+                    ways.keep(target, way)
+                self._go(workload, way, permit)
             case ResolveHostname() as wanted:
                 self.wait_for(lambda: self._resolve(workload, wanted, permit))
             case UnknownAddress(what=what):
                 self.wait_for(lambda: self._fetch(target, what, fetched))
 
     def _route(self, workload: Workload, target: Endpoint, fetched: Fetched = NOTHING) -> Route:
-        node = self.context.node
+        node, feedback = self.context.node, self.context.feedback
+        if feedback.outliers:
+            feedback.outliers.expire(trio.current_time())
         return route(
             OutboundRequest(source=workload, source_ip=self.source.ip, target=target),
             node.store,
@@ -139,6 +162,7 @@ class OutboundConnection(Connection):
             rng=node.rng,
             on_demand=node.demand is not None,
             fetched=fetched,
+            feedback=feedback,
         )
 
     async def _fetch(self, target: Endpoint, what: str, fetched: Fetched) -> None:
@@ -158,7 +182,8 @@ class OutboundConnection(Connection):
         if addresses is None:
             raise wanted.failed()
         if not self.is_over:
-            self._go(workload, wanted.resolved(addresses, node.rng), permit)
+            hop = wanted.resolved(addresses, node.rng)
+            self._go(workload, Way(hop, self.source.ip), permit)
 
     # Room 3: authorize.
 
@@ -171,22 +196,37 @@ class OutboundConnection(Connection):
 
     # Room 4: connect.
 
-    def _go(self, workload: Workload, hop: Hop, permit: Permit) -> None:
-        self._point_to(workload, hop)
+    def _go(self, workload: Workload, way: Way, permit: Permit) -> None:
+        hop = way.hop
+        self._point_to(workload, way)
         if hop.protocol is not HopProtocol.DOUBLE_HBONE:
             self._open_books()
         if hop.protocol is HopProtocol.TCP:
             sock = self.context.sockets.dial(permit, hop.peer)
             self._dial = Dial(self.context.node.reactor, sock, self)
         else:
-            opening = StreamOpening(self, self._pool, workload=workload, hop=hop, permit=permit)
+            opening = StreamOpening(self, self._pool, workload=workload, way=way, permit=permit)
             self._opening = opening
             opening.start()
 
-    def _point_to(self, workload: Workload, hop: Hop) -> None:
-        self._hop = hop
+    def _point_to(self, workload: Workload, way: Way) -> None:
+        hop = self._hop = way.hop
+        self._count(hop.workload)
         self.actual = hop.peer
-        self._labels = describe_hop(self.record, self.context.identity(workload), workload, hop)
+        identity = self.context.identity(workload)
+        name_hop(self.record, identity, workload, hop)
+        if way.labels is None:
+            way.labels = label_hop(identity, workload, hop)
+        self._labels = way.labels
+
+    def _count(self, workload: Workload | None) -> None:
+        """Let the next choice know of a connection to this endpoint, until another is named."""
+        feedback = self.context.feedback
+        if self._chosen is not None:
+            feedback.ended(self._chosen)
+        if workload is not None:
+            feedback.begun(workload)
+        self._chosen = workload
 
     def _open_books(self) -> None:
         """Count and log the connection, as everything about it is known."""
@@ -202,7 +242,7 @@ class OutboundConnection(Connection):
             other = self._route(workload, target)
             if isinstance(other, Hop) and other.protocol is failed.protocol:
                 if other.peer != failed.peer:
-                    self._point_to(workload, other)
+                    self._point_to(workload, Way(other, self.source.ip))
                     return other
             else:
                 break
@@ -213,7 +253,9 @@ class OutboundConnection(Connection):
     ) -> None:
         """Relay between the application and the answered stream."""
         reactor = self.context.node.reactor
-        if far is not None:
+        if far is None:
+            self._opening = None  # it has no inner connection to look after
+        else:
             assert self._labels is not None
             answer = parse_baggage(values_of(event.headers, BAGGAGE))
             self._labels = describe_far_side(self.record, self._labels, answer, far)
@@ -230,6 +272,8 @@ class OutboundConnection(Connection):
         """Relay between the two sockets."""
         reactor = self.context.node.reactor
         self._dial = None
+        if self._hop is not None:
+            self.context.feedback.outliers.reached(self._hop.peer)
         self.greet()
         relay = self._relay = SocketRelay(reactor, self._sock, sock, self.end)
         reactor.register(self._sock, relay.downstream)
@@ -238,6 +282,8 @@ class OutboundConnection(Connection):
     def on_unreachable(self, error: UnreachableError) -> None:
         """End with what the kernel said."""
         self._dial = None
+        if self._hop is not None and self._hop.workload is not None:
+            self.context.feedback.outliers.failed(self._hop.peer, trio.current_time())
         self.end(UnreachableError(f"io error: {error}"))
 
     # Room 5 is the relay; the end.
@@ -274,6 +320,7 @@ class OutboundConnection(Connection):
     def release(self, error: ZtunnelError | None) -> None:
         """Let go of the application and of what was begun for it."""
         self.context.live.remove(self)
+        self._count(None)
         self.context.connections.give_back()
         self.context.node.metrics.sockets_open(Reporter.SOURCE).add(-1)
         if self._dial is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
@@ -20,9 +20,9 @@ from ztunnel.wire.headers import (
     build_forwarded,
     first_value,
     format_authority,
+    forwarded_host,
     parse_authority,
     parse_baggage,
-    parse_forwarded,
     values_of,
 )
 
@@ -74,15 +74,16 @@ class TunnelRequest:
     @classmethod
     def read(cls, headers: Headers) -> Self:
         """Take what is needed of every request; the rest is read on demand."""
+        forwarded = first_value(headers, FORWARDED)
         return cls(
             headers,
             first_value(headers, METHOD) or b"",
-            parse_forwarded(first_value(headers, FORWARDED) or b"").host,
+            None if forwarded is None else forwarded_host(forwarded),
         )
 
     def without_headers(self) -> Self:
         """Keep the little that is of use for as long as the connection lives."""
-        return replace(self, headers=[])
+        return type(self)([], self.method, self.forwarded_host)
 
     def authority(self) -> Endpoint | HostPort:
         """Read where the client wants to go.

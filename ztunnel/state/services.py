@@ -7,7 +7,7 @@ change of health policy loses an endpoint. What counts is filtered when somebody
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TypeVar
 
 from ztunnel.model.identity import Namespace
@@ -16,44 +16,9 @@ from ztunnel.model.service import HealthPolicy, Service
 from ztunnel.model.workload import Health, NamespacedHostname, ServiceKey, Workload, WorkloadUid
 from ztunnel.state.addresses import address_bits, address_key, masked, prefix_shape
 from ztunnel.state.candidates import Candidates
+from ztunnel.state.endpoints import Endpoints
 
 K = TypeVar("K")
-
-# Answers remembered per service; a node's pods share a locality, so few are ever needed.
-MEMO_ENTRIES_MAX = 256
-
-
-class Endpoints:
-    """The workloads that say they serve one service, and answers worth remembering about them."""
-
-    __slots__ = ("_memo", "members")
-
-    def __init__(self) -> None:
-        self.members: dict[WorkloadUid, Workload] = {}
-        self._memo: dict[object, object] = {}
-
-    def put(self, workload: Workload) -> None:
-        """Add or replace one endpoint."""
-        self.members[workload.uid] = workload
-        self.forget()
-
-    def remove(self, uid: WorkloadUid) -> None:
-        """Drop one endpoint."""
-        self.members.pop(uid, None)
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop every remembered answer: an endpoint or the service has changed."""
-        self._memo.clear()
-
-    def remember(self, key: object, compute: Callable[[], object]) -> object:
-        """Return `compute()`, computed at most once per `key` until something changes."""
-        found = self._memo.get(key)
-        if found is None:
-            if len(self._memo) >= MEMO_ENTRIES_MAX:
-                self._memo.clear()
-            found = self._memo[key] = compute()
-        return found
 
 
 class Services:

@@ -48,6 +48,15 @@ class PoolKey:
     expected: tuple[Identity, ...]
     peer: Endpoint
     source_ip: IpAddress | None
+    digest: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Hash once: addresses and identities are slow to hash, and a key is looked up often."""
+        parts = self.source, self.expected, self.peer, self.source_ip
+        object.__setattr__(self, "digest", hash(parts))
+
+    def __hash__(self) -> int:
+        return self.digest
 
 
 class TunnelDial(Protocol):

@@ -1,4 +1,4 @@
-"""One edge-triggered epoll set, driven by one trio task, that owns every established socket.
+"""One edge-triggered epoll set that owns every established socket.
 
 How it works: a socket is registered once for reading, writing and hang-up, edge-triggered, so
 there is no further epoll call in its life. Each turn dispatches what the kernel reports, then the
@@ -6,24 +6,32 @@ handlers whose budget ran out in the turn before, then flushes each connection t
 send, once. Handlers are plain functions: they read, move what they may move and return, so nothing
 can be cancelled half-way and no stream costs a task (architecture.md decision 3).
 
+Who waits: as a task of trio's, the reactor would pay for each wake-up with a walk through trio's
+scheduler and three more system calls. So it waits in trio's place, for its own sockets and for
+trio's, and lets trio go on when there is something for it (`_Host`). Where that is not possible it
+is a task like any other, and only slower.
+
 Deadlines are kept in one queue per duration: all waits of one kind are equally long, so a queue is
 in order by itself and adding or dropping a deadline is O(1).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from ztunnel.telemetry.log import get
+from ztunnel.transport.trio_loop import TrioLoop
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 log = get("transport")
 
@@ -87,6 +95,8 @@ class Reactor:
         "_turning",
         "_unfinished",
         "_wake_fd",
+        "trio_fd",
+        "trio_has_input",
     )
 
     def __init__(self) -> None:
@@ -98,6 +108,8 @@ class Reactor:
         self._fresh: set[int] = set()
         self._deadlines: dict[float, deque[Deadline]] = {}
         self._turning = False
+        self.trio_fd = -1  # trio's own epoll set, while we wait in its place
+        self.trio_has_input = False
         # Edge-triggered and never read: each write is one edge, which is all we want of it.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, READABLE | select.EPOLLET)
@@ -168,27 +180,70 @@ class Reactor:
                 os.close(self._wake_fd)
 
     async def _dispatch(self) -> None:
+        loop = TrioLoop.current()
+        if loop is None or _host.get(None) is not None:
+            await self._dispatch_as_task()
+        else:
+            await self._dispatch_as_host(loop)
+
+    async def _dispatch_as_host(self, loop: TrioLoop) -> None:
+        host = _Host(self, self._epoll, loop)
+        place = _host.set(host)
+        trio.lowlevel.add_instrument(host)
+        try:
+            await host.failed.wait()
+            raise host.error
+        finally:
+            _host.reset(place)
+            with contextlib.suppress(KeyError):  # trio removes one that raises
+                trio.lowlevel.remove_instrument(host)
+
+    async def _dispatch_as_task(self) -> None:
         fd = self._epoll.fileno()
         while True:
-            if self._unfinished or self._soon or self._dirty:
+            if self.has_work:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
-            self._turn()
+            self.turn(self._epoll.poll(0, EVENTS_PER_TURN))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is to be done without waiting for the kernel."""
+        return bool(self._unfinished or self._soon or self._dirty)
 
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
             self._expire(trio.current_time())
 
-    def _turn(self) -> None:
+    def turn(self, reported: list[tuple[int, int]]) -> None:
+        """Dispatch what the kernel reported, then what was put off."""
         self._turning = True
-        again, self._unfinished = self._unfinished, {}
-        soon, self._soon = self._soon, []
-        handlers = self._handlers
-        fresh = self._fresh
+        # Almost always empty, and then not worth new ones.
+        again: dict[Handler, None] | None = None
+        soon: Sequence[Callable[[], None]] = ()
+        if self._unfinished:
+            again, self._unfinished = self._unfinished, {}
+        if self._soon:
+            soon, self._soon = self._soon, []
+        self._dispatch_events(reported, again)
+        for handler in again or ():
+            self._call(handler, READABLE)
+        for callback in soon:
+            self._fire(callback)
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for connection in dirty:
+                self._flush(connection)
+        self._turning = False
+
+    def _dispatch_events(
+        self, reported: list[tuple[int, int]], again: dict[Handler, None] | None
+    ) -> None:
+        handlers, fresh = self._handlers, self._fresh
         fresh.clear()
-        for fd, events in self._epoll.poll(0, EVENTS_PER_TURN):
+        for fd, events in reported:
             # An fd number that was closed and reused in this very turn: the event is the old one's.
             if fresh and fd in fresh:
                 continue
@@ -198,15 +253,8 @@ class Reactor:
                     del again[handler]
                     events |= READABLE  # noqa: PLW2901 - one share of the turn, not two
                 self._call(handler, events)
-        for handler in again:
-            self._call(handler, READABLE)
-        for callback in soon:
-            self._fire(callback)
-        while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for connection in dirty:
-                self._flush(connection)
-        self._turning = False
+            elif fd == self.trio_fd:
+                self.trio_has_input = True
 
     def _call(self, handler: Handler, events: int) -> None:
         try:
@@ -245,3 +293,52 @@ def _give_up(broken: Handler | Flushable, error: Exception) -> None:
         broken.fail(error)
     except Exception:
         log.exception("connection could not be given up", handler=type(broken).__name__)
+
+
+class _Host(trio.abc.Instrument):
+    """Waits in trio's place: for our sockets and for whatever trio waits for.
+
+    As an ordinary task the reactor costs a walk through trio's scheduler and three system calls
+    more for each wake-up: that was 40 % of the CPU of a lone request and its answer. trio calls
+    `before_io_wait` when all its tasks have run and it is about to wait for at most `timeout`.
+    """
+
+    def __init__(self, reactor: Reactor, epoll: select.epoll, loop: TrioLoop) -> None:
+        self._reactor = reactor
+        self._poll = epoll.poll
+        self._loop = loop
+        self.failed = trio.Event()
+        self.error: Exception = AssertionError("the reactor failed without an error")
+        reactor.trio_fd = loop.fd
+        epoll.register(loop.fd, READABLE)
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Serve our sockets until trio has something to do."""
+        try:
+            self._serve(timeout)
+        except Exception as error:  # noqa: BLE001 - else trio only logs it and never calls us again
+            self.error = error
+            self.failed.set()
+            self._loop.wake()
+
+    def _serve(self, timeout: float) -> None:
+        reactor, loop, poll = self._reactor, self._loop, self._poll
+        left, until = timeout, time.monotonic() + timeout
+        served = reactor.trio_has_input = False
+        while True:
+            events = poll(0 if reactor.has_work else max(left, 0), EVENTS_PER_TURN)
+            if events or reactor.has_work:
+                served = True
+                reactor.turn(events)
+            if reactor.trio_has_input:
+                return  # its own wait returns at once
+            left = until - time.monotonic()
+            if left <= 0 or loop.has_work:
+                break
+        if served or (timeout > 0 and not loop.watches_idleness):
+            # The time it would wait is out of date, and it is not as idle as it may look.
+            loop.wake()
+
+
+# Only one can wait in trio's place; any further one of the same run is a task of it.
+_host: trio.lowlevel.RunVar[_Host | None] = trio.lowlevel.RunVar("reactor host")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import DataReceived, ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
 
+FIRST_AREA = SEND_VIEW[HEADER_BYTES : HEADER_BYTES + UNIT_FIRST]
 READS_PER_TURN = 4  # performance.md 11
 SMALL_BYTES = 4096  # up to here, frames of one turn share a record (performance.md 11.4)
 PIECES_PER_SEND = 64  # well under IOV_MAX
@@ -147,7 +148,9 @@ class StreamRelay:
     def _move(self, size: int) -> None:
         frame_bytes = self._tunnel.core.peer_max_frame_size
         try:
-            if size <= frame_bytes:
+            if size == UNIT_FIRST:
+                got = self.sock.recv_into(FIRST_AREA)
+            elif size <= frame_bytes:
                 got = self.sock.recv_into(SEND_VIEW[HEADER_BYTES : HEADER_BYTES + size])
             else:
                 got = self.sock.recvmsg_into(areas(frame_bytes, size))[0]
@@ -163,7 +166,8 @@ class StreamRelay:
         if got < size and not self._hung_up:
             self._readable = False  # a short read means drained, unless an end is queued behind
         self.read_bytes += got
-        self._unit = grown(self._unit, got)
+        if got >= size or self._unit != UNIT_FIRST:
+            self._unit = grown(self._unit, got)
         if got <= SMALL_BYTES:
             payload = SEND_VIEW[HEADER_BYTES : HEADER_BYTES + got]
             self._tunnel.core.queue_data(self._stream, payload)

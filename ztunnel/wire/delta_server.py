@@ -3,6 +3,10 @@
 How it works: the first request for a type says what the client has; the answer is what differs.
 Later requests acknowledge, refuse, or (on demand) ask by name. `push` sends what changed since.
 A changed service takes all its workloads along, as with istiod, so that clients meet repeats.
+
+Unlike istiod it spreads many addresses over several responses: gRPC hands a client each message
+as a whole, copied in one go that stops all else (docs/control-plane.md). Policies stay together,
+as some without the others may allow more than was meant.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 
@@ -21,6 +26,8 @@ from ztunnel.wire.delta import WILDCARD
 from ztunnel.wire.encode_resources import aliases_of, encode, type_of
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, key_of
+
+RESOURCES_PER_RESPONSE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,7 @@ class ServerStream:
             return []
         watch = self._watches.get(request.type_url)
         if watch is None:
-            return [self._begin(request, snapshot)]
+            return self._begin(request, snapshot)
         if request.response_nonce:
             if request.HasField("error_detail"):
                 self.refusals.append(request.error_detail.message)
@@ -154,7 +161,7 @@ class ServerStream:
 
         With `only` no other name is looked at, so that a small change in a large mesh is cheap.
         """
-        responses = []
+        responses: list[bytes] = []
         for type_url in snapshot.entries:
             watch = self._watches.get(type_url)
             if watch is None:
@@ -172,10 +179,10 @@ class ServerStream:
                     with_members.update(dict.fromkeys(snapshot.members(name)))
             gone = [n for n in watch.sent if n not in entries] if only is None else []
             if with_members or gone:
-                responses.append(self._respond(type_url, watch, with_members, gone, snapshot))
+                responses += self._respond(type_url, watch, with_members, gone, snapshot)
         return responses
 
-    def _begin(self, request: pb.DeltaDiscoveryRequest, snapshot: Snapshot) -> bytes:
+    def _begin(self, request: pb.DeltaDiscoveryRequest, snapshot: Snapshot) -> list[bytes]:
         names = set(request.resource_names_subscribe) - set(request.resource_names_unsubscribe)
         wildcard = not request.resource_names_subscribe or WILDCARD in names
         has = dict(request.initial_resource_versions)
@@ -204,7 +211,7 @@ class ServerStream:
             names.update(dict.fromkeys(snapshot.members(name)))
         names.update(dict.fromkeys(snapshot.on_node(self._node_name) if self._node_name else ()))
         gone = [wanted for wanted, name in found.items() if name is None]
-        return [self._respond(request.type_url, watch, names, gone, snapshot)]
+        return self._respond(request.type_url, watch, names, gone, snapshot)
 
     def _known(self, watch: _Watch, snapshot: Snapshot) -> list[str]:
         """Name what an on-demand client has or asked for, as far as it exists."""
@@ -218,10 +225,27 @@ class ServerStream:
         names: Iterable[str],
         gone: Iterable[str],
         snapshot: Snapshot,
+    ) -> list[bytes]:
+        """Return at least one response; what is gone is in the first."""
+        left, removed = iter(names), list(gone)
+        size = RESOURCES_PER_RESPONSE if type_url == ADDRESS_TYPE else None
+        responses: list[bytes] = []
+        while (some := list(islice(left, size))) or not responses:
+            responses.append(self._response(type_url, watch, some, removed, snapshot))
+            removed = []
+        return responses
+
+    def _response(
+        self,
+        type_url: str,
+        watch: _Watch,
+        names: Iterable[str],
+        removed: Iterable[str],
+        snapshot: Snapshot,
     ) -> bytes:
         self._nonces += 1
         response = pb.DeltaDiscoveryResponse(type_url=type_url, nonce=f"nonce-{self._nonces}")
-        response.removed_resources.extend(gone)
+        response.removed_resources.extend(removed)
         entries = snapshot.of(type_url)
         for name in names:
             entry = entries[name]

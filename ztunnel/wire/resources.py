@@ -202,27 +202,31 @@ def _policy_keys(names: tuple[str, ...]) -> tuple[PolicyKey, ...]:
 
 
 def _services(message: pb.Workload) -> dict[ServiceKey, dict[Port, Port]]:
-    listed = []
-    for key, ports in message.services.items():
-        if "/" not in key:
-            raise ResourceError(f"workload.services: {key!r} is not namespace/hostname")
-        listed.append((key, tuple([(p.service_port, p.target_port) for p in ports.ports])))
-    listed.sort()  # a map on the wire has no order of its own, and equal ones are to be shared
+    # Encoded again, ports are a key that costs less than reading them.
+    listed = [(key, ports.SerializeToString()) for key, ports in message.services.items()]
+    if len(listed) > 1:
+        listed.sort()  # a map on the wire has no order of its own, and equal ones are to be shared
     return _shared_services(tuple(listed))
 
 
 @lru_cache(maxsize=16384)
-def _shared_services(
-    listed: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
-) -> dict[ServiceKey, dict[Port, Port]]:
+def _shared_services(listed: tuple[tuple[str, bytes], ...]) -> dict[ServiceKey, dict[Port, Port]]:
     """Return the services of a workload; the pods of a deployment share one dictionary."""
+    services = {}
+    for key, encoded in listed:
+        if "/" not in key:
+            raise ResourceError(f"workload.services: {key!r} is not namespace/hostname")
+        services[ServiceKey(intern(key))] = _shared_ports(encoded)
+    return services
+
+
+@lru_cache(maxsize=4096)
+def _shared_ports(encoded: bytes) -> dict[Port, Port]:
+    """Return a list of ports; very many services have the same."""
     field = "workload.services"
     return {
-        ServiceKey(intern(key)): {
-            read_port(service_port, field): read_port(target_port, field)
-            for service_port, target_port in ports
-        }
-        for key, ports in listed
+        read_port(port.service_port, field): read_port(port.target_port, field)
+        for port in pb.PortList.FromString(encoded).ports
     }
 
 

@@ -11,7 +11,7 @@ then may pods be served (state-and-xds.md 4.6). `start_soon` serves who does not
 runs until cancelled and raises nothing that the control plane could cause. Without an address of a
 control plane do not make one. When a stream ends, everything we know stays and keeps serving.
 
-A response is applied in slices of about 2 ms with a checkpoint between them, so that connections
+A response is applied in slices of about 1 ms with a checkpoint between them, so that connections
 are not held up by a first sync of a whole mesh.
 """
 
@@ -53,6 +53,7 @@ from ztunnel.xds.node import node_info
 # Objects of a large response live long. Left to itself, the collector would walk over all of them
 # again and again while they arrive: stalls of 10 ms and more (performance.md 9).
 FREEZE_RESOURCES = 2000
+LARGE_SLICE = 16  # fewer at a time are everyday changes
 UNKNOWN_TYPE = "unknown"  # as a metric's label: a peer must not invent labels
 
 # Statuses of a stream that broke on its way, for the metric (4.5); others are the server's answer.
@@ -138,7 +139,7 @@ class XdsClient:
         self._synced: Callable[[], None] = on_ready
         self._connections = 0
         self._healthy_since = math.inf  # when this stream brought its first response
-        self._fresh = 0  # resources of this response
+        self._fresh = 0  # resources since the last freeze
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Connect again and again until cancelled; started once the first sync is done."""
@@ -148,6 +149,7 @@ class XdsClient:
             task_status.started()
 
         self._synced = synced
+        gc.freeze()  # the program itself: a walk over it alone is a stall of 15 ms
         while True:
             self._connections += 1
             ended = await self._serve_once()
@@ -195,7 +197,6 @@ class XdsClient:
         log.info("subscribed to control plane", connection=self._connections)
         while (message := await stream.receive()) is not None:
             self._healthy_since = min(self._healthy_since, trio.current_time())
-            self._fresh = 0
             await self._take(self._session.receive(message), stream)
 
     async def _take(self, steps: Iterator[Step], stream: Stream) -> None:
@@ -216,11 +217,12 @@ class XdsClient:
             await trio.lowlevel.checkpoint()
 
     def _keep(self, resources: int) -> None:
-        """Take what a large response brought out of the collector's sight, as it comes.
+        """Take what large responses brought out of the collector's sight, as it comes.
 
         Small ones stay in sight: freezing often would also keep other tasks' garbage for ever.
         """
-        self._fresh += resources
+        if resources >= LARGE_SLICE:
+            self._fresh += resources
         if self._fresh >= FREEZE_RESOURCES:
             self._fresh = 0
             gc.freeze()

@@ -5,10 +5,8 @@ The same object shapes are used in the config dump, so their serializers are her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from typing import TypeAlias, TypeVar
-
-import yaml
 
 from ztunnel.errors import ResourceError
 from ztunnel.model.network import Port
@@ -16,6 +14,7 @@ from ztunnel.model.policy import Match, MatchKind, Policy, ServiceAccountMatch, 
 from ztunnel.model.service import Service
 from ztunnel.model.workload import GatewayAddress, Locality, ServiceKey, Workload
 from ztunnel.state.store import Store, Update
+from ztunnel.xds.document import compose, finish
 from ztunnel.xds.fields import Field, Object, Problems
 from ztunnel.xds.local_objects import read_policy, read_service, read_workload
 
@@ -24,11 +23,7 @@ T = TypeVar("T")
 
 TOP_KEYS = frozenset({"workloads", "services", "policies"})
 
-# A string match inside a policy is 10 deep.
-DEPTH_MAX = 32
-
-# The loader written in C is ten times faster; both mark lines the same way.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ITEMS_PER_STEP = 10  # a millisecond or so
 
 
 def parse_local_config(text: str, *, source: str) -> Update:
@@ -39,64 +34,46 @@ def parse_local_config(text: str, *, source: str) -> Update:
     Raises:
         ResourceError: one line for each mistake (up to 20): where it is and how to mend it.
     """
-    problems = Problems(source)
-    root = _compose(text, source)
+    return finish(parse_in_steps(text, source=source))
+
+
+def parse_in_steps(text: str, *, source: str) -> Generator[None, None, Update]:
+    """Do what `parse_local_config` does, with rests.
+
+    Raises:
+        ResourceError: as there.
+    """
+    root = yield from compose(text, source=source)
     if root is None:
         return Update(replace_all=True)
+    problems = Problems(source)
     top = Field(root, "", problems).object(TOP_KEYS)
-    workloads = _each(top, "workloads", read_workload, lambda workload: workload.uid)
-    services = _each(top, "services", read_service, lambda service: service.key)
-    policies = _each(top, "policies", read_policy, lambda policy: policy.key)
+    workloads = yield from _each(top, "workloads", read_workload, lambda workload: workload.uid)
+    services = yield from _each(top, "services", read_service, lambda service: service.key)
+    policies = yield from _each(top, "policies", read_policy, lambda policy: policy.key)
     if problems.lines:
         raise ResourceError(str(problems))
     return Update(workloads=workloads, services=services, policies=policies, replace_all=True)
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
-    try:
-        _check_depth(text, source)
-        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ResourceError(f"{source}{line}: not YAML: {exc.problem or exc.context}") from exc
-    except (yaml.YAMLError, UnicodeError) as exc:
-        raise ResourceError(f"{source}: not YAML: {exc}") from exc
-    return node
-
-
-def _check_depth(text: str, source: str) -> None:
-    """Refuse deep nesting before composing it: the C composer recurses until it crashes.
-
-    Raises:
-        ResourceError: it is deeper than any configuration of ours.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > DEPTH_MAX:
-            where = f", line {event.start_mark.line + 1}" if event.start_mark else ""
-            raise ResourceError(f"{source}{where}: nested over {DEPTH_MAX} deep")
-
-
 def _each(
     top: Object, name: str, read: Callable[[Field], T], key_of: Callable[[T], Hashable]
-) -> tuple[T, ...]:
+) -> Generator[None, None, tuple[T, ...]]:
     """Read a list, and object to a second thing of the same key: one would silently win."""
     seen: set[Hashable] = set()
-
-    def checked(field: Field) -> T:
-        value = read(field)
+    found: list[T] = []
+    items = top.get(name)
+    for item in items.items() if items else ():
+        value = read(item)
         key = key_of(value)
         if key in seen:
-            field.wrong(f"{key} is defined twice; keep one")
+            item.wrong(f"{key} is defined twice; keep one")
         seen.add(key)
-        return value
-
-    return top.each(name, checked)
+        found.append(value)
+        item.node.value = []  # let go of it now: of all at once would take its time
+        if len(found) % ITEMS_PER_STEP == 0:
+            yield
+    return tuple(found)
 
 
 def local_config_to_dict(store: Store) -> dict[str, Json]:

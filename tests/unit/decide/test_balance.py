@@ -19,7 +19,7 @@ from ztunnel.model.workload import (
     Workload,
     WorkloadUid,
 )
-from ztunnel.state.services import MEMO_ENTRIES_MAX
+from ztunnel.state.endpoints import FOLLOWERS_MAX
 from ztunnel.state.store import Store, Update
 
 KEY = "shop/cart.shop.svc.cluster.local"
@@ -241,7 +241,7 @@ def test_what_is_remembered_for_one_question_is_not_the_answer_to_another() -> N
 def test_callers_in_many_places_do_not_fill_the_memory() -> None:
     service = balanced(BalanceMode.FAILOVER, Scope.NODE)
     store = a_store(service, an_endpoint("a", node="n7"))
-    for number in range(MEMO_ENTRIES_MAX + 5):
+    for number in range(FOLLOWERS_MAX + 5):
         caller = a_workload("caller", node=f"n{number}")
         assert choose(store, service, source=caller) is not None
 

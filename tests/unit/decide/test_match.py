@@ -4,9 +4,11 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from tests.support.builders import NOBODY, a_flow, an_account, exactly
 from ztunnel.decide.match import clause_matches, failing_fields, match_holds, rule_matches
+from ztunnel.model.flow import Flow
 from ztunnel.model.policy import Match, MatchKind, Rule, StringMatch
 
 FROM_FRONTEND = a_flow()
@@ -126,3 +128,18 @@ def test_strict_mutual_tls_matches_only_who_has_no_identity() -> None:
 def test_what_stands_in_the_way_is_said_in_words(match: Match, text: str) -> None:
     (failing,) = failing_fields(match, ANONYMOUS)
     assert f"{failing.field} is {failing.found}, wanted {failing.wanted}" == text
+
+
+@given(
+    chosen=st.lists(st.tuples(st.sampled_from(ELEMENTS), st.booleans()), max_size=4),
+    flow=st.sampled_from([FROM_FRONTEND, ANONYMOUS]),
+)
+def test_a_match_holds_exactly_when_there_is_nothing_to_explain(
+    chosen: list[tuple[tuple[str, Any, bool, bool], bool]], flow: Flow
+) -> None:
+    fields: dict[str, tuple[Any, ...]] = {}
+    for (field, element, _, _), negated in chosen:
+        name = f"not_{field}" if negated else field
+        fields[name] = (*fields.get(name, ()), element)
+    match = Match(**fields)
+    assert match_holds(match, flow) == bool(fields and not list(failing_fields(match, flow)))

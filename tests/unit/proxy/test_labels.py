@@ -5,8 +5,10 @@ import trio
 from tests.support.builders import a_flow, a_service, a_workload, an_identity
 from tests.support.flow import Mesh, a_mesh
 from ztunnel.decide.route import Hop, HopProtocol
+from ztunnel.model.identity import Identity
 from ztunnel.model.network import Endpoint
-from ztunnel.proxy.labels import describe_admission, describe_hop
+from ztunnel.model.workload import Workload
+from ztunnel.proxy.labels import describe_admission, label_hop, name_hop
 from ztunnel.proxy.requests import TunnelRequest
 from ztunnel.telemetry.access_log import Direction, Record
 from ztunnel.telemetry.traffic import NOBODY, Labels
@@ -30,6 +32,11 @@ def a_record(mesh: Mesh, direction: Direction) -> Record:
 def a_hop(protocol: HopProtocol, **more) -> Hop:
     peer = Endpoint.parse("192.0.2.10:15008")
     return Hop(protocol=protocol, peer=peer, **more)
+
+
+def describe_hop(record: Record, identity: Identity, workload: Workload, hop: Hop) -> Labels:
+    name_hop(record, identity, workload, hop)
+    return label_hop(identity, workload, hop)
 
 
 async def test_in_a_tunnel_both_ends_have_an_identity() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, strategies as st
 
 from tests.support.builders import a_service
 from ztunnel.model.identity import Namespace
@@ -88,3 +89,33 @@ def test_two_hosts_of_one_namespace_share_a_vip_without_flipping() -> None:
     assert candidates.choose(Namespace("a")) == first
     candidates.remove(first)
     assert candidates.choose(Namespace("a")) == second
+
+
+a_named = st.builds(
+    named, st.sampled_from("abc"), canonical=st.booleans(), hidden=st.booleans(), host=st.just(HOST)
+)
+
+
+@given(
+    events=st.lists(st.tuples(st.booleans(), a_named), max_size=12),
+    client=st.sampled_from([None, *"abcx"]),
+    preferred=st.sampled_from([None, *"abx"]),
+)
+def test_changes_leave_what_building_it_anew_would_give(
+    events: list[tuple[bool, Service]], client: str | None, preferred: str | None
+) -> None:
+    there: dict[str, Service] = {}
+    candidates = Candidates()
+    for is_put, service in events:
+        if is_put:
+            candidates.put(service)
+            there[service.key] = service
+        elif old := there.pop(service.key, None):
+            candidates.remove(old)
+        namespaces = (
+            None if client is None else Namespace(client),
+            None if preferred is None else Namespace(preferred),
+        )
+        assert list(candidates.all()) == list(there.values())
+        assert len(candidates) == len(there)
+        assert candidates.choose(*namespaces) == chosen(list(there.values()), client, preferred)

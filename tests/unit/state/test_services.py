@@ -7,7 +7,7 @@ from ztunnel.model.identity import Namespace
 from ztunnel.model.network import Network, parse_ip
 from ztunnel.model.service import HealthPolicy, LoadBalancer, Service, Visibility
 from ztunnel.model.workload import Health, NamespacedHostname, ServiceKey, Workload
-from ztunnel.state.services import MEMO_ENTRIES_MAX, Endpoints, Services
+from ztunnel.state.services import Services
 
 HERE = Network("")
 CART = a_service(vips=["10.0.0.1", "far/10.0.0.2", "2001:db8::1"])
@@ -157,21 +157,3 @@ def test_a_workload_update_leaves_the_services_it_no_longer_names() -> None:
     assert list(services.endpoints_of(ServiceKey("shop/other")).members) == ["a"]
     services.remove_endpoint(new)
     assert not services.staged()
-
-
-def test_an_answer_is_remembered_until_something_changes() -> None:
-    endpoints = Endpoints()
-    count = iter(range(100))
-    assert endpoints.remember("x", lambda: next(count)) == 0
-    assert endpoints.remember("x", lambda: next(count)) == 0
-    endpoints.put(an_endpoint("a"))
-    assert endpoints.remember("x", lambda: next(count)) == 1
-    endpoints.remove(an_endpoint("a").uid)
-    assert endpoints.remember("x", lambda: next(count)) == 2
-
-
-def test_answers_are_remembered_for_a_bounded_number_of_callers() -> None:
-    endpoints = Endpoints()
-    for number in range(MEMO_ENTRIES_MAX + 1):
-        endpoints.remember(number, lambda: "answer")
-    assert endpoints.remember(0, lambda: "computed again") == "computed again"

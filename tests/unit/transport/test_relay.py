@@ -25,7 +25,7 @@ from tests.support.tunnels import (
 )
 from ztunnel.errors import DeniedError, PeerError
 from ztunnel.transport import relay as module
-from ztunnel.transport.reactor import Reactor
+from ztunnel.transport.reactor import READABLE, Reactor
 from ztunnel.transport.relay import StreamRelay, drop, rest
 from ztunnel.wire.hbone.events import DataReceived
 from ztunnel.wire.hbone.settings import HboneSettings
@@ -284,6 +284,16 @@ async def test_a_preface_comes_first_and_is_neither_counted_nor_credited() -> No
         await trio.testing.wait_all_tasks_blocked()
         assert both.server.written_bytes == 5
         assert both.server._stream.owed == 5
+
+
+async def test_a_stream_whose_end_we_have_not_been_told_of_yet_sends_nothing_more() -> None:
+    async with joined() as both:
+        relay = both.client
+        # As when a reset came, and another stream's event of the same read lets us go on first.
+        relay._tunnel.core.reset(relay._stream, 8)
+        both.client_sock.send(b"too late")
+        relay.on_event(READABLE)
+        assert relay.read_bytes == 0
 
 
 async def test_a_bug_ends_its_stream_and_not_the_tunnel() -> None:

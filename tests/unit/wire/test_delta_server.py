@@ -9,7 +9,7 @@ import pytest
 from tests.support.builders import a_policy, a_service, a_workload
 from ztunnel.errors import PeerError
 from ztunnel.wire.delta import Arrived, DeltaSession, NodeInfo, Outgoing, Step, Subscription
-from ztunnel.wire.delta_server import ServerStream, Snapshot
+from ztunnel.wire.delta_server import RESOURCES_PER_RESPONSE, ServerStream, Snapshot
 from ztunnel.wire.encode_resources import encode
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE, Resource, key_of
@@ -88,9 +88,29 @@ def test_a_client_that_comes_back_gets_what_differs() -> None:
     changed = a_workload("alone", ips=["192.0.2.78"])
     conversation.snapshot = Snapshot([CART, changed, POLICY])
     conversation.connect()
-    # Policies have no version, so they are sent again.
-    assert set(conversation.names) == names(changed, POLICY)
+    assert set(conversation.names) == names(changed)
     assert conversation.removed == [KEY]
+
+
+def test_policies_are_sent_again_as_they_have_no_version() -> None:
+    conversation = a_conversation()
+    server = ServerStream()
+    requests = outgoing(conversation.session.connect())
+    answers = [answer for data in requests for answer in server.receive(data, MESH)]
+    sent = [pb.DeltaDiscoveryResponse.FromString(answer) for answer in answers]
+    assert [[one.name for one in response.resources] for response in sent] == [[], [POLICY.key]]
+
+
+def test_many_addresses_come_in_several_responses_and_before_all_policies() -> None:
+    pods = [a_workload(f"pod-{i}", ips=[]) for i in range(2 * RESOURCES_PER_RESPONSE + 1)]
+    policies = [a_policy(f"policy-{i}") for i in range(RESOURCES_PER_RESPONSE + 1)]
+    everything: list[Resource] = [*pods, *policies]
+    conversation = a_conversation(Snapshot(everything))
+    assert conversation.names == [key_of(resource) for resource in everything]
+    assert conversation.server.acks == 4  # policies are one: half of them would mean another thing
+    conversation.push(Snapshot())
+    assert len(conversation.removed) == len(pods) + len(policies)
+    assert conversation.server.refusals == []
 
 
 def test_a_changed_service_takes_its_workloads_along_which_are_not_looked_at_again() -> None:

@@ -15,7 +15,13 @@ from ztunnel.errors import CallError
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc import LOCAL
-from ztunnel.wire.delta import Arrived, DeltaSession, NodeInfo, Subscription
+from ztunnel.wire.delta import (
+    RESOURCES_PER_STEP,
+    Arrived,
+    DeltaSession,
+    NodeInfo,
+    Subscription,
+)
 from ztunnel.wire.delta_server import ServerStream, Snapshot
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
@@ -253,7 +259,7 @@ async def test_a_large_response_lets_others_in_between_whole_slices(
     nursery.start_soon(watch)
     nursery.start_soon(lab.client.run)
     await wait_all_tasks_blocked()
-    assert all(count % 100 == 0 for count in seen)
+    assert all(count % RESOURCES_PER_STEP[ADDRESS_TYPE] == 0 for count in seen)
     assert len(set(seen)) > 4
 
 
@@ -262,12 +268,28 @@ async def test_large_responses_are_kept_from_the_collector_and_small_ones_are_no
 ) -> None:
     monkeypatch.setattr(module, "FREEZE_RESOURCES", 200)
     lab = Lab()
-    gc.unfreeze()
     nursery.start_soon(lab.client.run)
     await wait_all_tasks_blocked()
-    assert gc.get_freeze_count() == 0
     try:
+        gc.unfreeze()  # the program itself
+        for number in range(20):
+            lab.streams[0].push(Snapshot(a_workload(f"{number}-{i}") for i in range(10)))
+            await wait_all_tasks_blocked()
+        assert gc.get_freeze_count() == 0
         lab.streams[0].push(Snapshot(a_workload(f"w-{i}") for i in range(250)))
+        await wait_all_tasks_blocked()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+async def test_the_program_itself_is_out_of_the_collectors_sight_before_the_first_sync(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    lab = Lab()
+    gc.unfreeze()
+    try:
+        nursery.start_soon(lab.client.run)
         await wait_all_tasks_blocked()
         assert gc.get_freeze_count() > 0
     finally:

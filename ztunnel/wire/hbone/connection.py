@@ -57,6 +57,7 @@ __all__ = [
 # Frames that must be whole to be read. HEADERS have a limit of their own; of the others GOAWAY is
 # the largest, for its debug text, and nobody's is longer than a few lines.
 MAX_CONTROL_FRAME: Final = 16 * KIB
+KIND_AT: Final = 3  # of a frame header: its kind
 # The most that padding and priority add to the fragment in HEADERS.
 HEADERS_OVERHEAD: Final = 1 + 5 + 255
 
@@ -128,8 +129,55 @@ class HboneConnection(Messages):
                 position = self._resume(data, position, events)
             elif end - position < FRAME_HEADER_SIZE:
                 position = self._keep(data, position, FRAME_HEADER_SIZE)
+            elif self._expected is None and not data[position + KIND_AT]:
+                usual = self._take_usual_data(data, position, end, events)
+                if usual == position:
+                    usual = self._begin_frame(data, position, end, events)
+                position = usual
             else:
                 position = self._begin_frame(data, position, end, events)
+
+    def _take_usual_data(
+        self, data: memoryview, position: int, end: int, events: list[Event]
+    ) -> int:
+        """Take DATA frames that are whole and have nothing unusual; return where one is not.
+
+        The same as `_begin_data` and `_take_payload` would do, in one go: small messages spend a
+        third of their time there.
+        """
+        unpack, streams = DATA_HEADER.unpack_from, self.streams
+        room, most = self._receive_window, self.settings.max_frame_size
+        last: DataReceived | None = None
+        total = 0
+        while end - position > FRAME_HEADER_SIZE:
+            high, low, kind, flags, stream_id = unpack(data, position)
+            size: int = high << 8 | low
+            start = position + FRAME_HEADER_SIZE
+            stop = start + size
+            stream = streams.get(stream_id)
+            if (
+                kind
+                or flags
+                or stop > end
+                or stream is None
+                or not stream.readable
+                or not 0 < size <= most
+                or size > stream.receive_window
+                or total + size > room
+            ):
+                break
+            stream.receive_window -= size
+            total += size
+            if last is not None and last.stream is stream:
+                last.chunks.append(data[start:stop])
+                last.size += size
+            else:
+                last = DataReceived(stream, [data[start:stop]], size)
+                events.append(last)
+            position = stop
+        if total:
+            self._debit(total)
+        return position
 
     def _match_preface(self, data: memoryview) -> int:
         """Compare the client's first bytes with what they must be; return how many were."""

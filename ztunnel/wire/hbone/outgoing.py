@@ -27,7 +27,6 @@ from ztunnel.wire.hbone.frames import (
     MIN_MAX_FRAME_SIZE,
     PREFACE,
     FrameKind,
-    pack_data_header,
     pack_frame,
     pack_goaway,
     pack_reset,
@@ -148,13 +147,14 @@ class Outgoing:
         size = len(payload)
         assert 0 < size <= self.sendable(stream)
         self.charge(stream, size)
-        control = self.control
-        limit = self.peer_max_frame_size
+        control, limit, pack = self.control, self.peer_max_frame_size, DATA_HEADER.pack
+        if size <= limit:
+            control += pack(size >> 8, size & 0xFF, 0, 0, stream.id)
+            control += payload
+            return
         for start in range(0, size, limit):
             part = payload[start : start + limit]
-            offset = len(control)
-            control += bytes(DATA_HEADER.size)
-            pack_data_header(control, offset, stream.id, len(part))
+            control += pack(len(part) >> 8, len(part) & 0xFF, 0, 0, stream.id)
             control += part
 
     def finish(self, stream: Stream) -> None:

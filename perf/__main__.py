@@ -1,0 +1,138 @@
+"""Run benchmarks: `python -m perf [NAME ...]`. Needs root, a C compiler, and Envoy for ratios."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+import trio
+
+from perf.contender import Contender, ContenderError, Direct
+from perf.curves import curves
+from perf.documents import FOLDER, write_documents
+from perf.envoy import Envoy, find_envoy
+from perf.load import Load, LoadError, build
+from perf.node_proxies import ROOT, NodeProxies
+from perf.questions import QUESTIONS, answer
+from perf.report import about, table, verdict
+from perf.results import Results, machine
+from perf.rounds import measure
+from perf.shapes import QUICK, SHAPES, Question, Shape
+
+EVERYTHING: tuple[Question, ...] = (*SHAPES, *QUESTIONS)
+
+
+def main() -> int:
+    options = arguments().parse_args()
+    if options.list:
+        for question in EVERYTHING:
+            print(f"{question.name:28} {question.title}, {question.metric.unit}")
+        return 0
+    if os.geteuid() != 0:
+        print("perf: needs root: it builds network namespaces", file=sys.stderr)
+        return 2
+    quiet = structlog.make_filtering_bound_logger(logging.ERROR)
+    structlog.configure(wrapper_class=quiet)
+    if options.redraw:
+        write_documents(Results.read(FOLDER / "results.json"), EVERYTHING)
+        return 0
+    results = None
+    try:
+        results = trio.run(run, options)
+    except* (ContenderError, LoadError, ValueError) as group:
+        print(f"perf: {first(group)}", file=sys.stderr)
+    if results is None:
+        return 1
+    print(about(results), table(results, EVERYTHING), verdict(results, EVERYTHING), sep="\n\n")
+    if options.json:
+        results.write(options.json)
+    if options.docs:
+        write_documents(results, EVERYTHING)
+    return 0
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; beginnings do")
+    parser.add_argument("--list", action="store_true", help="show the names and stop")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--only", metavar="NAMES", help="contenders, separated by commas")
+    parser.add_argument(
+        "--peer", type=Path, metavar="PATH", help="measure this proxy too (reference environment)"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="TREE", help="measure our code of another checkout too"
+    )
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout that is ours")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--docs", action="store_true", help="rewrite docs/performance.md")
+    parser.add_argument("--redraw", action="store_true", help="the same, from its last results")
+    return parser
+
+
+async def run(options: argparse.Namespace) -> Results:
+    """Measure what was asked for.
+
+    Raises:
+        ContenderError: one does not start.
+        LoadError: the load generator cannot be built.
+        ValueError: a name means nothing.
+    """
+    questions = chosen([*options.names, *(QUICK if options.quick else ())])
+    contenders = list(contenders_of(options))
+    load_before = os.getloadavg()[0]
+    results = Results([one.name for one in contenders], options.rounds, options.seconds)
+    with tempfile.TemporaryDirectory(prefix="perf-") as name:
+        folder = Path(name)
+        load = Load(build(folder))
+        shapes = [question for question in questions if isinstance(question, Shape)]
+        if shapes:
+            results.samples += await measure(
+                shapes, contenders, load, folder, rounds=options.rounds, seconds=options.seconds
+            )
+        for question in questions:
+            if not isinstance(question, Shape):
+                results.samples += await answer(question, contenders, load, folder, options.rounds)
+        if options.docs:
+            results.curves = await trio.to_thread.run_sync(curves)
+    results.machine = machine(load_before)
+    return results
+
+
+def contenders_of(options: argparse.Namespace) -> list[Contender]:
+    known: list[Contender] = [Direct()]
+    wanted = options.only.split(",") if options.only else None
+    if wanted is None or "envoy" in wanted:
+        known.append(Envoy(find_envoy()))
+    known.append(NodeProxies("ours", tree=options.tree.resolve()))
+    if options.peer is not None:
+        known.append(NodeProxies("peer", (str(options.peer.resolve()),)))
+    if options.against is not None:
+        known.append(NodeProxies("before", tree=options.against.resolve()))
+    return [one for one in known if wanted is None or one.name in wanted]
+
+
+def chosen(names: list[str]) -> list[Question]:
+    """Find questions by the beginning of their names; none means all."""
+    for name in names:
+        if not any(question.name.startswith(name) for question in EVERYTHING):
+            raise ValueError(f"nothing is called {name}; see --list")
+    return [one for one in EVERYTHING if not names or one.name.startswith(tuple(names))]
+
+
+def first(error: BaseException) -> BaseException:
+    """Give the first error of a group, however deep it lies."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

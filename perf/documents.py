@@ -1,0 +1,97 @@
+"""Results into the documents: the measured part of docs/performance.md, its plots and the JSON.
+
+Nobody writes numbers there by hand: what stands between the two marks is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from perf.curves import UNITS, Point
+from perf.plot import Bar, bars, lines
+from perf.report import OURS, REFERENCE, about, table, verdict
+from perf.results import Results
+from perf.shapes import S_PER_GB, US_EACH, Metric, Question
+from perf.summary import holds, ratio
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
+FOLDER = DOCS / "performance"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+COSTS = (S_PER_GB, US_EACH)
+
+
+def write_documents(results: Results, questions: Sequence[Question]) -> None:
+    """Write JSON and plots, and replace the measured part of the page.
+
+    Raises:
+        ValueError: the page has lost its marks.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results.write(FOLDER / "results.json")
+    (FOLDER / "ratios.svg").write_text(_ratios(results, questions))
+    (FOLDER / "cpu.svg").write_text(_costs(results, questions))
+    (FOLDER / "curves.svg").write_text(_curves(results.curves))
+    before, mark, rest = PAGE.read_text().partition(BEGIN)
+    _, other, after = rest.partition(END)
+    if not (mark and other):
+        raise ValueError(f"{PAGE} has lost the marks around its measured part")
+    part = "\n\n".join(
+        [
+            BEGIN,
+            about(results),
+            "![What counts, ours over Envoy's](performance/ratios.svg)",
+            "![CPU for the same work, ours over Envoy's](performance/cpu.svg)",
+            table(results, questions),
+            "### Against the goals\n\n" + verdict(results, questions),
+            "### What one more costs\n\n![Cost curves](performance/curves.svg)",
+            _curve_table(results.curves),
+            END,
+        ]
+    )
+    PAGE.write_text(before + part + after)
+
+
+def _ratios(results: Results, questions: Sequence[Question]) -> str:
+    rows = [
+        bar
+        for question in results.measured(questions)
+        if (bar := _bar(results, question, question.metric)) is not None
+    ]
+    return bars("ours over Envoy in the same rounds; green is better, the line is the spread", rows)
+
+
+def _costs(results: Results, questions: Sequence[Question]) -> str:
+    rows = [
+        bar
+        for question in results.measured(questions)
+        for metric in question.more
+        if metric in COSTS and (bar := _bar(results, question, metric)) is not None
+    ]
+    return bars("CPU of both proxies for the same work, ours over Envoy's; less is better", rows)
+
+
+def _bar(results: Results, question: Question, metric: Metric) -> Bar | None:
+    found = ratio(results.samples, question.name, OURS, REFERENCE, metric)
+    if found is None:
+        return None
+    better = holds(found.middle, goal=1.0, metric=metric)
+    return Bar(f"{question.name}, {metric.unit}", found, better)
+
+
+def _curves(curves: dict[int, Point]) -> str:
+    named = {
+        unit: {size: point[key] for size, point in curves.items()}
+        for key, unit in UNITS.items()
+        if key.endswith("_us") and key != "add_policy_us"
+    }
+    return lines("cost against the number of workloads (or policies) known", named)
+
+
+def _curve_table(curves: dict[int, Point]) -> str:
+    rows = [["", *(f"{size:,}" for size in curves)], ["---"] * (len(curves) + 1)]
+    rows += [
+        [unit, *(f"{point[key]:.2f}" for point in curves.values())] for key, unit in UNITS.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

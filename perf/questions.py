@@ -1,0 +1,236 @@
+"""Questions that a load alone does not answer: memory, starting, pods, and many policies.
+
+Each starts contenders afresh in every round, one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import trio
+
+from cni.agent.errors import NoProxyError
+from perf.contender import USUAL, Contender, ContenderError, Running, Wish
+from perf.load import Load, LoadError
+from perf.memory import KIB_PER_MIB, private_kib, resident_kib
+from perf.mesh_file import NAMESPACE, NODES
+from perf.node_proxies import NodeProxies, info, running_authority
+from perf.rounds import Progress, Sample, lanes
+from perf.shapes import HANDSHAKES, SHAPES, Metric, Question, Values
+from perf.track import APP_PORT, SERVER_IP, laid_track
+from ztunnel.devmesh.cluster import new_namespace
+from ztunnel.identity.dev_ca import DevelopmentCa
+from ztunnel.model.workload import PodUid
+
+TARGET = (str(SERVER_IP), str(APP_PORT))
+CONNECTIONS = 4000
+TUNNELS = 400
+WARMED_BY = 200  # the first connections also grow tables that all later ones use
+PODS = 50
+WORKLOADS = 1000
+POLICIES = 10_000
+PASSES = 3
+ROUNDS_MOST = 3
+
+KIB_EACH = Metric(key="kib", unit="KiB each", more_is_better=False)
+MIB_FRESH = Metric(key="mib", unit="MiB fresh", more_is_better=False)
+MILLISECONDS = Metric(key="ms", unit="ms", more_is_better=False)
+MILLISECONDS_LAST = Metric(key="last_ms", unit="ms, the last", more_is_better=False)
+OF_ONE = Metric(key="of_one", unit="x of one policy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe(Question):
+    """A question with a way to ask one contender; `meshed` ones mean proxies of the mesh only."""
+
+    ask: Callable[[Contender, Load, Path], Awaitable[Values]]
+    meshed: bool = True
+
+    def takes(self, contender: Contender) -> bool:
+        """Whether the question means anything to a contender."""
+        return contender.name != "direct" and (
+            not self.meshed or isinstance(contender, NodeProxies)
+        )
+
+
+async def answer(
+    question: Question, contenders: Sequence[Contender], load: Load, folder: Path, rounds: int
+) -> list[Sample]:
+    """Ask all contenders whom it concerns, at most ROUNDS_MOST times."""
+    assert isinstance(question, Probe)
+    asked = [contender for contender in contenders if question.takes(contender)]
+    turns = min(rounds, ROUNDS_MOST)
+    progress, samples = Progress(len(asked) * turns), []
+    for turn in range(turns):
+        for contender in asked:
+            progress.step(f"{question.name}: {contender.name}")
+            own = folder / f"{question.name}-{turn}" / contender.name
+            await trio.Path(own).mkdir(parents=True)
+            try:
+                values = await question.ask(contender, load, own)
+            except (ContenderError, LoadError) as error:
+                sys.stderr.write(f"\n{contender.name}: {error}\n")
+                continue
+            samples.append(Sample(question.name, contender.name, turn, values))
+    progress.end()
+    return samples
+
+
+async def idle_connections(contender: Contender, load: Load, folder: Path) -> Values:
+    """Weigh a fresh process, then one that holds many idle connections."""
+    return await _weighed(contender, load, folder, USUAL, CONNECTIONS)
+
+
+async def idle_tunnels(contender: Contender, load: Load, folder: Path) -> Values:
+    """Weigh idle connections that have a tunnel each."""
+    return await _weighed(contender, load, folder, HANDSHAKES, TUNNELS)
+
+
+async def _weighed(
+    contender: Contender, load: Load, folder: Path, wish: Wish, count: int
+) -> Values:
+    apart = wish.tunnel_per_connection
+    async with lanes([contender], wish, load, folder) as (lane,):
+        assert lane.running is not None
+        fresh = [resident_kib(pid) / KIB_PER_MIB for pid in lane.running.pids]
+        async with load.held(lane.track, TARGET, WARMED_BY, sources=apart):
+            before = _private(lane.running)
+            async with load.held(lane.track, TARGET, count, sources=apart):
+                after = _private(lane.running)
+        each = [(b - a) / count for a, b in zip(before, after, strict=True)]
+        return {
+            "kib": sum(each), "kib_client": each[0], "kib_server": each[1],
+            "mib": sum(fresh), "mib_client": fresh[0], "mib_server": fresh[1],
+        }  # fmt: skip
+
+
+def _private(running: Running) -> list[int]:
+    return [private_kib(pid) for pid in running.pids]
+
+
+async def first_byte(contender: Contender, load: Load, folder: Path) -> Values:
+    """Time from starting both proxies until a byte has gone through both and back."""
+    async with lanes([contender], USUAL, load, folder) as (lane,):
+        assert lane.running is not None
+        return {"ms": lane.running.ready_seconds * 1000}
+
+
+async def version_shown(contender: Contender, _load: Load, _folder: Path) -> Values:
+    """Time a whole process that only prints its version."""
+    assert isinstance(contender, NodeProxies)
+    times = []
+    for _ in range(PASSES):
+        began = time.perf_counter()
+        await trio.run_process([*contender.words, "version"], capture_stdout=True)
+        times.append((time.perf_counter() - began) * 1000)
+    return {"ms": median(times)}
+
+
+async def many_pods(contender: Contender, load: Load, folder: Path) -> Values:
+    """Time from the start of a process until it serves what is there already."""
+    assert isinstance(contender, NodeProxies)
+    authority, wish = DevelopmentCa.create(), Wish(workloads=WORKLOADS, pods=PODS)
+    with laid_track(load.program) as track, contextlib.ExitStack() as spaces:
+        node = track.nodes[0]
+        pods = [spaces.enter_context(new_namespace()) for _ in range(PODS)]
+        async with running_authority(node, authority, folder):
+            began = time.perf_counter()
+            async with contender.node(NODES[0], node, wish, authority, folder) as proxy:
+                for number, pod in enumerate(pods):
+                    uid = PodUid(f"{NAMESPACE}-pod-{number}")
+                    with contextlib.suppress(NoProxyError):
+                        await proxy.agent.add(uid, info(f"pod-{number}"), pod)
+                await proxy.enrol("client", track.client.netns)
+                return {"ms": (time.perf_counter() - began) * 1000}
+
+
+async def one_more_pod(contender: Contender, load: Load, folder: Path) -> Values:
+    """Time from telling a running proxy of a pod until it has its listeners bound."""
+    assert isinstance(contender, NodeProxies)
+    authority, wish = DevelopmentCa.create(), Wish(pods=PODS)
+    with laid_track(load.program) as track, contextlib.ExitStack() as spaces:
+        node, times = track.nodes[0], []
+        async with (
+            running_authority(node, authority, folder),
+            contender.node(NODES[0], node, wish, authority, folder) as proxy,
+        ):
+            await proxy.enrol("client", track.client.netns)
+            for number in range(PODS):
+                pod = spaces.enter_context(new_namespace())
+                began = time.perf_counter()
+                await proxy.enrol(f"pod-{number}", pod)
+                times.append((time.perf_counter() - began) * 1000)
+        return {"ms": median(times), "last_ms": median(times[-10:])}
+
+
+async def many_policies(contender: Contender, load: Load, folder: Path) -> Values:
+    """Compare new connections per second under 10 000 policies with those under one."""
+    shape = next(shape for shape in SHAPES if shape.name == "connect-16")
+    async with (
+        lanes([contender], USUAL, load, folder / "one") as (one,),
+        lanes([contender], Wish(deny_policies=POLICIES), load, folder / "many") as (many,),
+    ):
+        rates: dict[str, list[float]] = {"one": [], "many": []}
+        for _ in range(PASSES):
+            for name, lane in (("one", one), ("many", many)):
+                found = await load.run(lane.track.client, shape.command(lane.track, 0.7))
+                rates[name].append(found["count"] / found["seconds"])
+    pairs = zip(rates["many"], rates["one"], strict=True)
+    return {"of_one": median(a / b for a, b in pairs)}
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Probe(
+        name="memory-connections",
+        title=f"memory per idle tunnelled connection ({CONNECTIONS} held)",
+        metric=KIB_EACH,
+        more=(MIB_FRESH,),
+        ask=idle_connections,
+        meshed=False,
+    ),
+    Probe(
+        name="memory-tunnels",
+        title=f"memory per idle connection with a tunnel of its own ({TUNNELS} held)",
+        metric=KIB_EACH,
+        ask=idle_tunnels,
+        meshed=False,
+    ),
+    Probe(
+        name="start-first-byte",
+        title="start of both proxies to the first byte through them",
+        metric=MILLISECONDS,
+        ask=first_byte,
+        meshed=False,
+    ),
+    Probe(
+        name="start-version",
+        title="a process that only prints its version",
+        metric=MILLISECONDS,
+        ask=version_shown,
+    ),
+    Probe(
+        name="start-pods",
+        title=f"start to serving {PODS} pods, {WORKLOADS} workloads known",
+        metric=MILLISECONDS,
+        ask=many_pods,
+    ),
+    Probe(
+        name="pod-add",
+        title="one more pod: told by the agent to listeners bound",
+        metric=MILLISECONDS,
+        more=(MILLISECONDS_LAST,),
+        ask=one_more_pod,
+    ),
+    Probe(
+        name="policies",
+        title=f"new connections under {POLICIES} DENY policies of 10 rules, none matching",
+        metric=OF_ONE,
+        ask=many_policies,
+    ),
+)

@@ -1,0 +1,57 @@
+"""What we read of trio's inside: the attributes are still there and mean what we think."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+import trio
+
+from ztunnel.transport.trio_loop import TrioLoop
+
+
+def the_loop() -> TrioLoop:
+    loop = TrioLoop.current()
+    assert loop is not None
+    return loop
+
+
+def has_input(loop: TrioLoop) -> bool:
+    return bool(select.select([loop.fd], [], [], 0)[0])
+
+
+def test_a_loop_of_another_kind_is_left_alone() -> None:
+    assert TrioLoop.of(object()) is None
+    assert TrioLoop.of(None) is None
+
+
+async def test_it_has_work_from_when_a_task_becomes_runnable_until_it_has_run() -> None:
+    loop, event = the_loop(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(event.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not loop.has_work
+        event.set()
+        assert loop.has_work
+    assert not loop.has_work
+
+
+async def test_its_epoll_set_tells_of_what_a_task_waits_for() -> None:
+    loop = the_loop()
+    await trio.lowlevel.checkpoint()  # takes the wake-up of having been looked at
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, ours)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not has_input(loop)
+            theirs.send(b"x")
+            assert has_input(loop)
+
+
+async def test_a_wake_up_ends_the_next_wait() -> None:
+    loop = the_loop()
+    loop.wake()
+    assert has_input(loop)
+    await trio.lowlevel.checkpoint()
+    assert not has_input(loop)

@@ -1,0 +1,207 @@
+"""Keeps the store in line with the file of the static configuration (state-and-xds.md 14).
+
+The file is looked at once a second and read when what lies at its path has changed and then stayed
+as it is for half a second. It is read in steps, and only what differs from its last version is
+applied, so that connections are not held up and what did not change is not disturbed. A file that
+is broken, or gone, leaves everything as it was; the log says what is wrong, with line and field.
+
+A control plane may know the same names. What it said last stays: what leaves the file leaves the
+store only if the store still has it as the file put it there.
+
+How `app.py` uses it, after the first version was applied:
+
+    nursery.start_soon(LocalConfigWatch(path, store, applied).run)
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import structlog
+import trio
+
+from ztunnel.errors import ResourceError
+from ztunnel.model.policy import Policy
+from ztunnel.model.service import Service
+from ztunnel.model.workload import PolicyKey, ServiceKey, Workload, WorkloadUid
+from ztunnel.state.store import Store, Update
+from ztunnel.xds.local import parse_in_steps
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+log = structlog.get_logger(component="xds")
+
+LOOK_SECONDS = 1.0
+SETTLE_SECONDS = 0.5
+FILE_BYTES_MAX = 64 * 1024 * 1024
+WORKLOADS_PER_STEP = 50  # one millisecond
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What tells one version of a file from another."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+class LocalConfigWatch:
+    """Follows one file; `applied` is what of it is in the store already.
+
+    `on_load` hears whether an attempt to read a changed file went well.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        store: Store,
+        applied: Update,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
+        on_load: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._path = path
+        self._store = store
+        self._applied = applied
+        self._look_seconds = look_seconds
+        self._settle_seconds = settle_seconds
+        self._on_load = on_load
+
+    async def run(self) -> NoReturn:
+        """Follow the file until cancelled."""
+        seen: _Stamp | None = None  # it may have changed since it was read first
+        while True:
+            stamp = await trio.to_thread.run_sync(self._stamp)
+            if stamp != seen:
+                seen = await self._settled(stamp)
+                self._on_load(await self._load())
+            await trio.sleep(self._look_seconds)
+
+    async def _settled(self, stamp: _Stamp | None) -> _Stamp | None:
+        """Wait until nobody writes any more, or a Kubernetes volume is whole."""
+        while True:
+            await trio.sleep(self._settle_seconds)
+            now = await trio.to_thread.run_sync(self._stamp)
+            if now == stamp:
+                return now
+            stamp = now
+
+    async def _load(self) -> bool:
+        """Read the file and apply what differs; say whether it is in force."""
+        source = str(self._path)
+        try:
+            wanted = await self._parse(await trio.to_thread.run_sync(self._read), source)
+        except (OSError, UnicodeDecodeError, ResourceError) as exc:
+            # The old state stays, and is what the next version is compared with.
+            log.error("static configuration is not used", path=source, error=str(exc))  # noqa: TRY400
+            return False
+        difference = difference_of(self._applied, wanted, self._store)
+        self._applied = wanted
+        if difference == Update():
+            return True
+        for part in _slices(difference):
+            self._store.apply(part)
+            await trio.lowlevel.checkpoint()
+        removed = difference.removed_workloads, difference.removed_services
+        log.info(
+            "static configuration reloaded",
+            path=source,
+            workloads=len(difference.workloads),
+            services=len(difference.services),
+            policies=len(difference.policies),
+            removed=sum(map(len, (*removed, difference.removed_policies))),
+        )
+        return True
+
+    async def _parse(self, text: str, source: str) -> Update:
+        steps = parse_in_steps(text, source=source)
+        # The collector would walk over all nodes of a large document, again and again, to find
+        # nothing: there is no cycle among them.
+        is_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    wanted: Update = done.value
+                    return wanted
+                await trio.lowlevel.checkpoint()
+        finally:
+            if is_collecting:
+                gc.enable()
+
+    def _read(self) -> str:
+        with self._path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise ResourceError(f"{self._path}: over {FILE_BYTES_MAX} bytes")
+        return data.decode("utf-8")
+
+    def _stamp(self) -> _Stamp | None:
+        """Look at what the path leads to; None if there is nothing."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def difference_of(old: Update, new: Update, store: Store) -> Update:
+    """Return what turns the store from what `old` put there into what `new` says.
+
+    What others have changed or removed since is not removed, and not put back either.
+    """
+    return Update(
+        workloads=_changed(old.workloads, new.workloads, _uid),
+        services=_changed(old.services, new.services, _key),
+        policies=_changed(old.policies, new.policies, _policy_key),
+        removed_workloads=_gone(old.workloads, new.workloads, _uid, store.workloads.by_uid),
+        removed_services=_gone(old.services, new.services, _key, store.services.by_key),
+        removed_policies=_gone(old.policies, new.policies, _policy_key, store.policies.by_key),
+    )
+
+
+def _uid(workload: Workload) -> WorkloadUid:
+    return workload.uid
+
+
+def _key(service: Service) -> ServiceKey:
+    return service.key
+
+
+def _policy_key(policy: Policy) -> PolicyKey:
+    return policy.key
+
+
+def _changed(old: Iterable[T], new: Iterable[T], key_of: Callable[[T], K]) -> tuple[T, ...]:
+    before = {key_of(one): one for one in old}
+    return tuple(one for one in new if before.get(key_of(one)) != one)
+
+
+def _gone(
+    old: Iterable[T],
+    new: Iterable[T],
+    key_of: Callable[[T], K],
+    stored: Callable[[K], T | None],
+) -> tuple[K, ...]:
+    after = {key_of(one) for one in new}
+    missing = ((key_of(one), one) for one in old if key_of(one) not in after)
+    return tuple(key for key, one in missing if stored(key) == one)
+
+
+def _slices(update: Update) -> Iterator[Update]:
+    """Cut an update; policies stay together, as some without the others may allow too much."""
+    yield replace(update, workloads=())
+    workloads = iter(update.workloads)
+    while some := tuple(islice(workloads, WORKLOADS_PER_STEP)):
+        yield Update(workloads=some)
