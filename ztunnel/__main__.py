@@ -13,6 +13,8 @@ PIPE_BROKEN = 141
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    if sys.stdout is None:  # started without one, as by `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     try:
         sys.exit(run_command(sys.argv[1:]))
     except KeyboardInterrupt:

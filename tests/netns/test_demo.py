@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -90,6 +91,9 @@ async def test_a_kept_mesh_stays_until_it_is_taken_down() -> None:
             capture_stdout=True,
         )
         assert ready.stdout == b"ready\n"
+        [line] = [line for line in output.splitlines() if "http://10.96.0.10/" in line]
+        called = await trio.run_process(shlex.split(line), capture_stdout=True)
+        assert b"caller=10.244.1.10" in called.stdout
     finally:
         with trio.CancelScope(shield=True):
             status, output = await run_demo("--down", "--name", name, mark=0)
@@ -97,6 +101,20 @@ async def test_a_kept_mesh_stays_until_it_is_taken_down() -> None:
     assert not list(Path("/run").glob(f"{name}*"))
     assert not list(Path("/run/netns").glob(f"{name}*"))
     assert not list(Path(tempfile.gettempdir()).glob(f"{name}*"))
+
+
+async def test_what_a_killed_demo_left_is_taken_down() -> None:
+    name = f"killed{os.getpid()}"
+    status, output = await run_demo("--keep", "--name", name, mark=0)
+    assert status == 0, output
+    os.kill(int(Path(f"/run/{name}.pid").read_text()), signal.SIGKILL)
+    status, output = await run_demo("--down", "--name", name, mark=0)
+    assert output.splitlines()[-1] == "verdict: removed"
+    assert not list(Path("/run").glob(f"{name}*"))
+    assert not list(Path("/run/netns").glob(f"{name}*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"{name}*"))
+    status, output = await run_demo("--down", "--name", name, mark=0)
+    assert "nothing to remove" in output
 
 
 async def test_an_unknown_option_is_named() -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -72,6 +74,7 @@ class Containerd:
         self.plugins = folder / "bin"
         self._runtime = runtime
         self._configs: dict[str, Any] = {}
+        self._numbers = itertools.count()
 
     def primary(self, *, subnet: str = "10.233.77.0/24", version: str = "1.0.0") -> bytes:
         """Give a chain of one plugin that joins each pod to the node by a link of its own."""
@@ -79,12 +82,24 @@ class Containerd:
         ptp = {"type": "ptp", "ipMasq": False, "ipam": {**ipam, "routes": [{"dst": "0.0.0.0/0"}]}}
         return json.dumps({"cniVersion": version, "name": "pods", "plugins": [ptp]}).encode()
 
-    def run_pod(self, name: str, *, namespace: str = "default") -> Pod:
-        """Make a sandbox, which runs the chain of plugins."""
-        uid = str(uuid.uuid4())
+    def run_pod(
+        self, name: str, *, namespace: str = "default", uid: str = "", on_host: bool = False
+    ) -> Pod:
+        """Make a sandbox, which runs the chain of plugins unless the pod is in the host's network.
+
+        As kubelet does, it has a control group that is named after the pod.
+        """
+        uid = uid or str(uuid.uuid4())
+        kind = cri.NODE if on_host else cri.POD
+        security = cri.LinuxSandboxSecurityContext(
+            namespace_options=cri.NamespaceOption(network=kind, pid=cri.CONTAINER)
+        )
         config = cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"/{self.folder.name}"),
+            log_directory=str(self.folder / "logs" / uid),
+            linux=cri.LinuxPodSandboxConfig(
+                cgroup_parent=f"/{self.folder.name}/pod{uid}", security_context=security
+            ),
         )
         request = cri.RunPodSandboxRequest(config=config)
         sandbox = self._runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id
@@ -93,33 +108,80 @@ class Containerd:
         )
         self._configs[sandbox] = config
         spaces = json.loads(status.info["info"])["runtimeSpec"]["linux"]["namespaces"]
-        netns = next(space["path"] for space in spaces if space["type"] == "network")
-        return Pod(sandbox, uid, status.status.network.ip, netns)
+        paths = (space.get("path", "") for space in spaces if space["type"] == "network")
+        return Pod(sandbox, uid, status.status.network.ip, next(paths, ""))
+
+    def start(self, pod: Pod, *command: str, **more: Any) -> str:
+        """Start a container of the pod and give its id; `more` are fields of `ContainerConfig`."""
+        name = f"c{next(self._numbers)}"
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name=name),
+            image=cri.ImageSpec(image=IMAGE),
+            command=command,
+            log_path=f"{pod.id}-{name}",  # its folder is that of all sandboxes of the pod
+            **more,
+        )
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=pod.id, config=config, sandbox_config=self._configs[pod.id]
+        )
+        container: str = self._runtime.CreateContainer(request, timeout=CALL_SECONDS).container_id
+        start = cri.StartContainerRequest(container_id=container)
+        self._runtime.StartContainer(start, timeout=CALL_SECONDS)
+        return container
+
+    def execute(self, container: str, *command: str) -> str:
+        """Run a command of the image in a running container and give what it prints."""
+        execute = cri.ExecSyncRequest(container_id=container, cmd=["/bin/busybox", *command])
+        result = self._runtime.ExecSync(execute, timeout=CALL_SECONDS)
+        output: bytes = result.stdout
+        return output.decode()
 
     def run(self, pod: Pod, *command: str, mounts: Mapping[str, Path] | None = None) -> str:
         """Run a command of the image in a container of the pod and give what it prints.
 
         `mounts` says which of our folders the container sees, by where it sees them.
         """
-        config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name=f"c{len(self._configs)}"),
-            image=cri.ImageSpec(image=IMAGE),
-            command=["/bin/busybox", "sleep", "600"],
-            mounts=[
-                cri.Mount(container_path=inside, host_path=str(ours))
-                for inside, ours in (mounts or {}).items()
-            ],
-        )
-        request = cri.CreateContainerRequest(
-            pod_sandbox_id=pod.id, config=config, sandbox_config=self._configs[pod.id]
-        )
-        container = self._runtime.CreateContainer(request, timeout=CALL_SECONDS).container_id
-        start = cri.StartContainerRequest(container_id=container)
-        self._runtime.StartContainer(start, timeout=CALL_SECONDS)
-        execute = cri.ExecSyncRequest(container_id=container, cmd=["/bin/busybox", *command])
-        result = self._runtime.ExecSync(execute, timeout=CALL_SECONDS)
-        output: bytes = result.stdout
-        return output.decode()
+        seen = [
+            cri.Mount(container_path=inside, host_path=str(ours))
+            for inside, ours in (mounts or {}).items()
+        ]
+        return self.execute(self.start(pod, "/bin/busybox", "sleep", "600", mounts=seen), *command)
+
+    def process_of(self, container: str) -> int:
+        """Give the process id of a container, as we see it."""
+        info = self._status(container).info["info"]
+        pid: int = json.loads(info)["pid"]
+        return pid
+
+    def wait_exit(self, container: str) -> tuple[int, str]:
+        """Wait until a container has ended; give its exit status and what it wrote.
+
+        Raises:
+            TimeoutError: it did not end.
+        """
+
+        def has_ended() -> bool:
+            state: int = self._status(container).status.state
+            return state == cri.CONTAINER_EXITED
+
+        wait_until(has_ended, "a container's end")
+        status = self._status(container).status
+        return status.exit_code, self.log_of(container)
+
+    def log_of(self, container: str) -> str:
+        """Give what a container wrote so far, without the runtime's own words in each line."""
+        path = Path(self._status(container).status.log_path)
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return "\n".join(line.split(" ", 3)[-1] for line in lines)
+
+    def end(self, container: str, *, grace_seconds: int) -> None:
+        """Send SIGTERM, and SIGKILL after that time; with no time at all the latter only."""
+        request = cri.StopContainerRequest(container_id=container, timeout=grace_seconds)
+        self._runtime.StopContainer(request, timeout=CALL_SECONDS + grace_seconds)
+
+    def _status(self, container: str) -> Any:
+        request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+        return self._runtime.ContainerStatus(request, timeout=CALL_SECONDS)
 
     def stop(self, pod: Pod) -> None:
         """Stop a pod: its network goes."""
@@ -175,44 +237,59 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 @contextmanager
 def running_containerd() -> Iterator[Containerd]:
     """Start a containerd on a node of its own; there are no plugins configured yet."""
+    with containerd_folder() as folder:
+        node = folder.name
+        subprocess.run(["ip", "netns", "add", node], check=True)
+        try:
+            with containerd_process(folder), connected_containerd(folder) as containerd:
+                import_image(folder)
+                yield containerd
+        finally:
+            subprocess.run(["ip", "netns", "del", node], check=True)
+
+
+@contextmanager
+def containerd_folder() -> Iterator[Path]:
+    """Make the folder of a containerd; its name is that of the node, too."""
     # A short path: sockets, and the first lines of programs, have little room for one.
     folder = Path(tempfile.mkdtemp(prefix="cri"))
-    node = folder.name
-    for name in ("net.d", "bin"):
-        (folder / name).mkdir()
-    for program in CNI_PROGRAMS.iterdir():
-        (folder / "bin" / program.name).symlink_to(program)
-    (folder / "config.toml").write_text(_CONFIG.format(folder, IMAGE))
-    subprocess.run(["ip", "netns", "add", node], check=True)
     try:
-        with (
-            _process(folder, node),
-            grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to,
-        ):
-            stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
-            runtime = stub(to)
-            runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
-            _import_image(folder)
-            containerd = Containerd(folder, runtime)
-            try:
-                yield containerd
-            finally:
-                containerd.close()
+        for name in ("net.d", "bin"):
+            (folder / name).mkdir()
+        for program in CNI_PROGRAMS.iterdir():
+            (folder / "bin" / program.name).symlink_to(program)
+        (folder / "config.toml").write_text(_CONFIG.format(folder, IMAGE))
+        yield folder
     finally:
-        subprocess.run(["ip", "netns", "del", node], check=True)
-        _remove_cgroups(node)
+        _remove_cgroups(folder.name)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _process(folder: Path, node: str) -> Iterator[None]:
+def connected_containerd(folder: Path) -> Iterator[Containerd]:
+    """Call a containerd; the pods that are left at the end are removed."""
+    with grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to:
+        stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
+        runtime = stub(to)
+        runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
+        containerd = Containerd(folder, runtime)
+        try:
+            yield containerd
+        finally:
+            containerd.close()
+
+
+@contextmanager
+def containerd_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the containerd of a folder in the namespace of its node."""
     # Not `ip netns exec`: in the mount namespace it makes, the pods' namespaces would be invisible
     # to us.
-    command = ["nsenter", f"--net=/run/netns/{node}", "containerd", "-c", f"{folder}/config.toml"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "-l", "warn"], stdout=log, stderr=log)
+    node = ["nsenter", f"--net=/run/netns/{folder.name}"]
+    command = ["containerd", "-c", f"{folder}/config.toml", "-l", "warn"]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen([*node, *command], stdout=log, stderr=log)
         try:
-            yield
+            yield process
         except BaseException:
             log.flush()
             print((folder / "log").read_text(errors="replace")[-4000:])  # noqa: T201, pytest shows it
@@ -223,14 +300,16 @@ def _process(folder: Path, node: str) -> Iterator[None]:
 
 
 def _remove_cgroups(name: str) -> None:
-    """Remove the groups that the pods' own were in: one, or one of each kind in version 1."""
+    """Remove the groups that the pods' own were in: one tree, or one of each kind in version 1."""
     root = Path("/sys/fs/cgroup")
-    for group in (root / name, *root.glob(f"*/{name}")):
-        with suppress(OSError):  # Some kinds are links to others.
-            group.rmdir()
+    for top in (root / name, *root.glob(f"*/{name}")):
+        for folder, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):  # Some kinds are links to others.
+                Path(folder).rmdir()
 
 
-def _import_image(folder: Path) -> None:
+def import_image(folder: Path) -> None:
+    """Give a running containerd the image of all containers."""
     archive = folder / "image.tar"
     write_image(archive)
     command = ["ctr", "-a", f"{folder}/containerd.sock", "-n", "k8s.io", "images", "import"]

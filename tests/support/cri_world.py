@@ -20,7 +20,8 @@ from tests.support.namespaces import connect
 from ztunnel.linux.netns import PodNetns
 
 PAUSE_SECONDS = 0.02  # between the calls of background traffic
-# What the nodes forward to applications in the clear, and to proxies. Tunnels end within pods.
+# Connections that the nodes see begin: to applications in the clear, and to proxies. Tunnels end
+# within pods. Of older connections there may be stragglers.
 _WATCH = f"""add table inet watch
 delete table inet watch
 table inet watch {{
@@ -28,8 +29,8 @@ table inet watch {{
   counter tunnelled {{}}
   chain forward {{
     type filter hook forward priority 0;
-    tcp dport {APP} counter name bare
-    tcp dport 15008 counter name tunnelled
+    tcp dport {APP} tcp flags & (syn | ack) == syn counter name bare
+    tcp dport 15008 tcp flags & (syn | ack) == syn counter name tunnelled
   }}
 }}"""
 
@@ -117,12 +118,12 @@ class World:
         """Give what the node agent says of a pod."""
         return self.outside.do(lambda api: api.status(app.name))
 
-    def bare_packets(self) -> int:
-        """Count what was forwarded in the clear to applications, on both nodes."""
+    def bare_connections(self) -> int:
+        """Count the connections to applications that began in the clear, on both nodes."""
         return sum(self._count(node, "bare") for node in (self.a, self.b))
 
-    def tunnelled_packets(self) -> int:
-        """Count what was forwarded to proxies, on both nodes."""
+    def tunnels(self) -> int:
+        """Count the connections from proxy to proxy, on both nodes."""
         return sum(self._count(node, "tunnelled") for node in (self.a, self.b))
 
     def _count(self, node: CriNode, name: str) -> int:

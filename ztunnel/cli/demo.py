@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -40,6 +41,7 @@ options:
 
 NAME_CHARACTERS = 20
 OUT_OF_TIME_SECONDS = 60.0
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MESH_FILE = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
 
@@ -59,7 +61,20 @@ def run_demo(words: Sequence[str]) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("ztunnel demo: needs root, to make network namespaces: try sudo\n")
         return 1
+    if lacking := lacking_capabilities():
+        sys.stderr.write(
+            f"ztunnel demo: lacks {', '.join(lacking)}, to make network namespaces and see what "
+            "is on their wires; in a container: run it with --privileged\n"
+        )
+        return 1
     return build_or_remove(options)
+
+
+def lacking_capabilities() -> list[str]:
+    """Name what we would need and may not do (capabilities(7))."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
 
 
 def mesh_name(text: str) -> str:
@@ -134,17 +149,26 @@ async def run_steps(prefix: str, *, keep: bool) -> int:
     """Do what the tour is about."""
     started = time.perf_counter()
     print("Building two nodes and four pods from network namespaces ...", flush=True)
-    async with kube_mesh(MESH_FILE, prefix=prefix, keep=keep) as (mesh, _):
-        print(f"The mesh is up after {seconds_since(started)}: {described(mesh)}\n", flush=True)
-        results = await take_tour(mesh, say=say, good=green, bad=red)
+
+    async def conclude(results: list[bool]) -> None:
         held, total = sum(results), len(results)
         verdict = (
             f"all {total} expectations held" if held == total else f"FAILED, {held} of {total} held"
         )
         print(f"\nverdict: {verdict}, in {seconds_since(started)}", flush=True)
         if keep:
-            await kept.stay(prefix, mesh)
-    return 0 if held == total else 1
+            await kept.stay(prefix, mesh, status=exit_status(results))
+
+    with kept.holding(prefix) if keep else contextlib.nullcontext():
+        async with kube_mesh(MESH_FILE, prefix=prefix, keep=keep) as (mesh, _):
+            print(f"The mesh is up after {seconds_since(started)}: {described(mesh)}\n", flush=True)
+            results = await take_tour(mesh, say=say, good=green, bad=red, then=conclude)
+    return exit_status(results)
+
+
+def exit_status(results: list[bool]) -> int:
+    """Return 0 only if every expectation held."""
+    return 0 if all(results) else 1
 
 
 def described(mesh: DevMesh) -> str:
@@ -162,9 +186,15 @@ def say(line: str) -> None:
 
 def green(text: str) -> str:
     """Colour on a terminal only."""
-    return f"\x1b[32m{text}\x1b[0m" if sys.stdout.isatty() else text
+    return f"\x1b[32m{text}\x1b[0m" if colours() else text
 
 
 def red(text: str) -> str:
     """Colour on a terminal only."""
-    return f"\x1b[31m{text}\x1b[0m" if sys.stdout.isatty() else text
+    return f"\x1b[31m{text}\x1b[0m" if colours() else text
+
+
+def colours() -> bool:
+    """Whether whoever reads this wants colours."""
+    wanted = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return wanted and sys.stdout.isatty()

@@ -29,9 +29,16 @@ passes it. Settings come from environment variables only, with the reference's n
 important ones:
   PROXY_MODE           shared (default: serve the pods the node agent hands over) or dedicated
   INPOD_UDS            the node agent's socket (default /var/run/ztunnel/ztunnel.sock)
-  LOCAL_XDS_PATH       a YAML file with workloads, services and policies
+  PROXY_WORKLOAD_INFO  in dedicated mode: whom we serve, as namespace/name/account
+  XDS_ADDRESS          the control plane (default https://localhost:15012; empty: none)
+  XDS_ON_DEMAND        true: fetch what connections ask for; needs ISTIO_META_DNS_CAPTURE=false
+  LOCAL_XDS_PATH       a YAML file with workloads, services and policies, followed as it changes
+  CA_ADDRESS           who signs certificates (default: as XDS_ADDRESS)
   FAKE_CA              true: certificates of an embedded development CA
+  CRL_PATH             revocation lists, followed as they change
   NODE_NAME, NETWORK   who we are
+  UNSTABLE_ENABLE_SOCKS5  true: take SOCKS5 on the pod's loopback, port 15080
+  ZTUNNEL_LOAD_BALANCING  random (default) or least-connections, among equal endpoints
   RUST_LOG, LOG_FORMAT log levels; plain or json
 """
 

@@ -44,6 +44,8 @@ spec:
   action: DENY
   rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/cart]}}]}]
 """
+HTTP_REQUEST = b"GET "
+HTTP_ANSWER = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 CART = "spiffe://cluster.local/ns/shop/sa/cart"
 
@@ -283,10 +285,12 @@ class Tour:
                 answer = await stream.receive_some(4)
             since = self.mark()
             path = trio.Path(self.mesh.path)
-            await path.write_text(await path.read_text() + NO_CART)
+            before = await path.read_text()
+            await path.write_text(before + NO_CART)
             cut = await ends(stream)
         line = await self.line("node-b", since, "closed due to policy change", "bank/no-cart")
         again = await self.call(cart, ledger, APP_PORT)
+        await path.write_text(before)
         held = answer == b"ping" and cut and bool(line) and bool(again.error)
         why = "the running connection was cut, and a new one is refused"
         if not held:
@@ -337,8 +341,14 @@ def answering(name: str) -> Callable[[trio.SocketStream], Awaitable[None]]:
         host = stream.socket.getpeername()[0].removeprefix("::ffff:")
         try:
             async with stream:
-                request = b"".join([chunk async for chunk in stream])
-                await stream.send_all(f"{name} caller={host} bytes={len(request)}".encode())
+                request = bytes(await stream.receive_some())
+                answer = f"{name} caller={host} bytes={len(request)}"
+                if request.startswith(HTTP_REQUEST):
+                    answer = f"{HTTP_ANSWER}{answer}\n"
+                await stream.send_all(answer.encode())
+                await stream.send_eof()
+                async for _ in stream:  # closing with anything unread would reset the connection
+                    pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the caller left: nothing to answer
 
@@ -351,8 +361,12 @@ async def take_tour(
     say: Callable[[str], None],
     good: Callable[[str], str],
     bad: Callable[[str], str],
+    then: Callable[[list[bool]], Awaitable[None]],
 ) -> list[bool]:
-    """Start the applications and the tap, run every step; return which expectations held."""
+    """Start the applications and the tap, run every step; return which expectations held.
+
+    `then` is called with that while the applications still run.
+    """
     cluster = mesh.cluster
     mesh.outside["internet"] = cluster.add_outside("internet", OUTSIDE_IP)
     mesh.outside["legacy"] = cluster.add_pod(mesh.nodes["node-a"], "legacy", LEGACY_IP)
@@ -367,6 +381,7 @@ async def take_tour(
         chat = await mesh.listen(mesh.pods["ledger"], CHAT_PORT)
         nursery.start_soon(partial(trio.serve_listeners, echo, [chat]))
         await tour.steps()
+        await then(tour.results)
         nursery.cancel_scope.cancel(reason="the tour is over")
     return tour.results
 

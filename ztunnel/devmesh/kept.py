@@ -7,12 +7,15 @@ and `take_down` ends it; then the names it may have left are swept.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +25,17 @@ from ztunnel.devmesh.cluster import sweep
 from ztunnel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ztunnel.devmesh.mesh import DevMesh
 
 BACKGROUND = "--in-background"  # said by us to ourselves only
 DEFAULT_PREFIX = "ztdemo"
 RUN_FOLDER = Path("/run")
+CALL = "http://10.96.0.10/"  # the VIP of the service cart
+CONFIG_DUMP = "http://localhost:15000/config_dump"
+METRICS = "http://localhost:15020/metrics"
+SHOW = "from urllib.request import urlopen as get;"
 DOWN_SECONDS = 15.0
 END_OF_OUTPUT = "(kept)"
 
@@ -40,7 +47,9 @@ def pid_file(prefix: str) -> Path:
 
 def down_command(prefix: str) -> str:
     """Say how to remove a kept mesh."""
-    return "ztunnel demo --down" + ("" if prefix == DEFAULT_PREFIX else f" --name {prefix}")
+    command = Path(sys.executable).with_name("ztunnel")
+    program = str(command) if command.exists() else "ztunnel"
+    return f"{program} demo --down" + ("" if prefix == DEFAULT_PREFIX else f" --name {prefix}")
 
 
 def start(prefix: str, *, say: Callable[[str], None]) -> int:
@@ -61,37 +70,77 @@ def start(prefix: str, *, say: Callable[[str], None]) -> int:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if line.strip() == END_OF_OUTPUT:
-                return 0
+            if line.startswith(END_OF_OUTPUT):
+                return int(line.removeprefix(END_OF_OUTPUT))
             say(line.rstrip("\n"))
         return process.wait()
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
+        say("verdict: interrupted; everything was removed")
         return 130
 
 
-async def stay(prefix: str, mesh: DevMesh) -> None:
-    """Say how to look around, then hold the mesh until told to end."""
+@contextlib.contextmanager
+def holding(prefix: str) -> Iterator[None]:
+    """Be the one who keeps the mesh of this name, from before it is built.
+
+    Raises:
+        ConfigError: somebody else is.
+    """
     path = pid_file(prefix)
-    handle = path.open("w")
+    handle = path.open("a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ConfigError(
+            f"a mesh of that name is kept already; remove it with: {down_command(prefix)}"
+        ) from None
+    try:
+        handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        print("\nThe mesh stays up. Enter a pod with, for example:")
-        for name in mesh.pods:
-            print(f"  nsenter --net=/run/netns/{prefix}-{name} ip addr")
-        print("Look at a node's proxy:")
-        for name in mesh.nodes:
-            print(f"  nsenter --net=/run/netns/{prefix}-{name} curl localhost:15000/config_dump")
-        print(f"Remove it with:\n  {down_command(prefix)}")
-        print(END_OF_OUTPUT, flush=True)
-        silence()
-        await trio.sleep_forever()
+        yield
     finally:
         path.unlink(missing_ok=True)
         handle.close()
+
+
+async def stay(prefix: str, mesh: DevMesh, *, status: int) -> None:
+    """Say how to look around, then hold the mesh until told to end; `status` is the tour's."""
+    print("\nThe mesh stays up, and its applications answer. Call one as the pod web does:")
+    enter = f"nsenter --net=/run/netns/{prefix}"
+    print(f"  {enter}-web {show_url(CALL)}")
+    print("Enter a pod:")
+    for name in mesh.pods:
+        print(f"  {enter}-{name} ip addr")
+    print("Look at a node's proxy, its metrics, its log:")
+    for name in mesh.nodes:
+        print(f"  {enter}-{name} {show_url(CONFIG_DUMP)}")
+        print(f"  {enter}-{name} {show_url(METRICS)}")
+    for path in write_logs(mesh):
+        print(f"  tail -f {path}")
+    print(f"Policies are in {mesh.path}; what you write there takes effect at once.")
+    print(f"Remove it with:\n  {down_command(prefix)}")
+    print(f"{END_OF_OUTPUT} {status}", flush=True)
+    silence()
+    await trio.sleep_forever()
+
+
+def show_url(url: str) -> str:
+    """Give a command that shows what is at a URL, on any machine that we run on."""
+    return f"{sys.executable} -c '{SHOW} print(get(\"{url}\").read().decode())'"
+
+
+def write_logs(mesh: DevMesh) -> list[Path]:
+    """Write what the node proxies say to files from now on, with what they have said so far."""
+    paths = []
+    for name, proxy in mesh.proxies.items():
+        path = mesh.path.with_name(f"{name}.log")
+        paths.append(path)
+        proxy.lines.write_to(path)
+    return paths
 
 
 def silence() -> None:
@@ -137,7 +186,30 @@ def take_down(prefix: str, *, say: Callable[[str], None]) -> int:
         end(pid, say=say)
     left = sweep(prefix)
     pid_file(prefix).unlink(missing_ok=True)
+    left += end_orphans(prefix)
     if pid is None and not left:
-        say("nothing to remove: no mesh is kept")
-    say("verdict: removed")
+        say("verdict: nothing to remove: no mesh of that name is kept")
+    else:
+        say("verdict: removed")
     return 0
+
+
+def end_orphans(prefix: str) -> list[str]:
+    """Kill node proxies whose demo was killed, and remove its folder; returns what was removed."""
+    folders = f"INPOD_UDS={tempfile.gettempdir()}/{prefix}-"
+    removed = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (process / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue  # it has ended meanwhile
+        socket = next((one for one in environ if one.startswith(folders)), None)
+        if socket is None or parent != 1:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
+        folder = Path(socket.partition("=")[2]).parent
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(str(folder))
+    return removed

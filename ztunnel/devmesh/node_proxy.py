@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import trio
 
@@ -34,16 +34,28 @@ class LogLines:
         self._rest = b""
         self._more = trio.Event()
         self._ended = False
+        self._file: TextIO | None = None
 
     def feed(self, data: bytes) -> None:
         """Take output as it comes."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self.all.extend(line.decode("utf-8", "replace") for line in lines)
+        texts = [line.decode("utf-8", "replace") for line in lines]
+        self.all.extend(texts)
+        if self._file is not None:
+            self._file.writelines(f"{text}\n" for text in texts)
         del self.all[:-LINES_KEPT]
         self._more.set()
 
+    def write_to(self, path: Path) -> None:
+        """Keep the lines in a file from now on too, after those there are."""
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._file.writelines(f"{line}\n" for line in self.all)
+
     def end(self) -> None:
         """Note that nothing more will come."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         self._ended = True
         self._more.set()
 

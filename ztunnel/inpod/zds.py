@@ -30,6 +30,7 @@ from ztunnel.wire.zds import (
 
 CONNECT_DELAY_SECONDS_MIN = 0.02  # as the reference: doubling, forever
 CONNECT_DELAY_SECONDS_MAX = 15.0
+COMPLAIN_SECONDS = 10.0  # between two warnings that the agent is away
 RETRY_SECONDS = 5.0  # how often pending pods are tried again
 SEND_SECONDS = 5.0  # an agent that reads no answers for so long is gone
 
@@ -86,6 +87,7 @@ class AgentLink:
         self._session = ProxySession()
         self._held: dict[PodUid, PodNetns] = {}  # namespaces of pending pods
         self._retry_at = math.inf
+        self._complain_at = -math.inf
 
     async def run(self) -> NoReturn:
         """Serve the node agent until cancelled; what the handler serves is left alone."""
@@ -98,8 +100,15 @@ class AgentLink:
                     if self._state.has_snapshot:
                         delays = _delays()
                     delay = next(delays)
-                    level = log.warning if self._state.connected else log.debug
-                    level("node agent not reachable", error=str(exc), retry_seconds=delay)
+                    now = trio.current_time()
+                    if self._state.connected or now >= self._complain_at:
+                        self._complain_at = now + COMPLAIN_SECONDS
+                        log.warning(
+                            "node agent not reachable; is it running? INPOD_UDS says where",
+                            path=self._path,
+                            error=str(exc),
+                            retry_seconds=delay,
+                        )
                 self._announce(connected=False)
                 await trio.sleep(delay)
         finally:
