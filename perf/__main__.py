@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,7 +44,7 @@ def main() -> int:
         return 0
     results = None
     try:
-        results = trio.run(run, options)
+        results = trio.run(run_until_told, options)
     except* (ContenderError, LoadError, ValueError) as group:
         print(f"perf: {first(group)}", file=sys.stderr)
     if results is None:
@@ -75,6 +76,22 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--docs", action="store_true", help="rewrite docs/performance.md")
     parser.add_argument("--redraw", action="store_true", help="the same, from its last results")
     return parser
+
+
+async def run_until_told(options: argparse.Namespace) -> Results | None:
+    """Run; None when a signal ended it, and then the contenders have ended as well."""
+    results = None
+    async with trio.open_nursery() as nursery:
+
+        async def obey() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel(reason="told to end")
+
+        nursery.start_soon(obey)
+        results = await run(options)
+        nursery.cancel_scope.cancel(reason="all is measured")
+    return results
 
 
 async def run(options: argparse.Namespace) -> Results:

@@ -22,7 +22,6 @@ from perf.shapes import Shape, Values
 from perf.track import Track, laid_track
 from ztunnel.identity.dev_ca import DevelopmentCa
 
-
 FAILED_MOST = 0.001
 
 

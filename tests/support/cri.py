@@ -162,7 +162,7 @@ class Containerd:
 
         def has_ended() -> bool:
             state: int = self._status(container).status.state
-            return state == cri.CONTAINER_EXITED
+            return bool(state == cri.CONTAINER_EXITED)
 
         wait_until(has_ended, "a container's end")
         status = self._status(container).status

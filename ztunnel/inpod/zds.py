@@ -28,8 +28,8 @@ from ztunnel.wire.zds import (
     encode_ack,
 )
 
-CONNECT_DELAY_SECONDS_MIN = 0.02  # as the reference: doubling, forever
-CONNECT_DELAY_SECONDS_MAX = 15.0
+CONNECT_DELAY_SECONDS_MIN = 0.02  # doubling, for ever; the reference waits up to 15 s
+CONNECT_DELAY_SECONDS_MAX = 2.0
 COMPLAIN_SECONDS = 10.0  # between two warnings that the agent is away
 RETRY_SECONDS = 5.0  # how often pending pods are tried again
 SEND_SECONDS = 5.0  # an agent that reads no answers for so long is gone
