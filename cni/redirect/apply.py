@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -113,6 +114,9 @@ def _open(netns: Enterable) -> _Inside:
     try:
         return netns.call(_open_inside)
     except OSError as exc:
+        if exc.errno == errno.EPROTONOSUPPORT:
+            reason = "the kernel has no netfilter netlink: does it lack nftables (nf_tables)?"
+            raise RedirectError(reason) from exc
         raise RedirectError(f"cannot enter the pod's namespace: {exc}") from exc
 
 

@@ -122,6 +122,62 @@ async def test_calling_a_proxys_own_ports_leads_nowhere(tmp_path: Path) -> None:
         assert "connection failed" in line
 
 
+CONNECTS_IN_VAIN, REFUSED, HTTP = "connects in vain", "refused", "http"
+NODE, POD, LOOPBACK = "the node", "its own pod", "loopback"
+# dataplane.md 15.4: what comes of calling the proxy's ports, for a captured and another pod.
+ABUSE = {
+    ("client", NODE): {
+        **dict.fromkeys((15001, 15006, 15008, 15080, 15000), CONNECTS_IN_VAIN),
+        **dict.fromkeys((15020, 15021), HTTP),
+    },
+    ("client", POD): {
+        **dict.fromkeys((15001, 15006, 15008), CONNECTS_IN_VAIN),
+        **dict.fromkeys((15080, 15000, 15020, 15021), REFUSED),
+    },
+    ("client", LOOPBACK): {
+        **dict.fromkeys((15001, 15006, 15008), CONNECTS_IN_VAIN),
+        **dict.fromkeys((15080, 15000, 15020, 15021), REFUSED),
+    },
+    ("legacy", NODE): {
+        **dict.fromkeys((15001, 15006, 15008, 15080, 15000), REFUSED),
+        **dict.fromkeys((15020, 15021), HTTP),
+    },
+}
+
+
+async def what_comes_of_it(mesh: DevMesh, caller: str, ip: str, port: int) -> str:
+    """Send a request that the endpoints of the proxy would answer."""
+    member = mesh.pods.get(caller) or mesh.outside[caller]
+    try:
+        stream = await mesh.connect(member, ip, port)
+    except ConnectionRefusedError:
+        return REFUSED
+    except ConnectionResetError:
+        return CONNECTS_IN_VAIN
+    async with stream:
+        try:
+            with trio.fail_after(10):
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: z\r\nConnection: close\r\n\r\n")
+                answer = await peers.read_to_end(stream)
+        except trio.BrokenResourceError:
+            return CONNECTS_IN_VAIN
+    return HTTP if answer.startswith(b"HTTP/1.1 ") else CONNECTS_IN_VAIN
+
+
+@pytest.mark.parametrize(("caller", "where"), ABUSE)
+async def test_the_matrix_of_calls_to_the_proxys_ports(
+    tmp_path: Path, caller: str, where: str
+) -> None:
+    async with running_mesh(tmp_path, pods()) as mesh:
+        mesh.outside["legacy"] = mesh.cluster.add_pod(mesh.nodes["node-a"], "legacy", "10.244.1.99")
+        node = str(mesh.nodes["node-a"].addresses[0])
+        ip = {NODE: node, POD: CLIENT, LOOPBACK: "127.0.0.1"}[where]
+        expected = ABUSE[caller, where]
+        assert {
+            port: await what_comes_of_it(mesh, caller, ip, port) for port in expected
+        } == expected
+
+
 async def test_removing_a_pod_cuts_its_connections_and_leaves_the_others(tmp_path: Path) -> None:
     more = [*pods(), a_pod("other", "10.244.2.11", node="node-b")]
     async with running_mesh(tmp_path, more) as mesh, trio.open_nursery() as nursery:
