@@ -28,6 +28,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/devmesh/kube_mesh.py": "tests/netns/test_demo.py",
     "ztunnel/devmesh/mesh.py": "tests/netns/test_proxy.py",
     "ztunnel/preflight.py": "tests/netns/test_startup.py",
+    "ztunnel/proxy/captured.py": "tests/unit/proxy/test_plaintext.py",
     "ztunnel/proxy/double.py": "tests/flow/test_double.py",
     "ztunnel/proxy/judgement.py": "tests/flow/test_policy.py",
     "ztunnel/proxy/socks.py": "tests/flow/test_socks.py",

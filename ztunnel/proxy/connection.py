@@ -15,6 +15,8 @@ from ztunnel.errors import DrainError, UnreachableError, ZtunnelError
 from ztunnel.telemetry.access_log import Direction
 from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
+from ztunnel.transport.relay import StreamRelay
+from ztunnel.transport.socket_relay import SocketRelay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ztunnel.proxy.context import NodeContext, ProxyContext
     from ztunnel.telemetry.access_log import Record
     from ztunnel.telemetry.traffic import Traffic
+    from ztunnel.transport.dial import Dial
 
 log = get("proxy")
 
@@ -43,7 +46,18 @@ class InternalError(ZtunnelError):
 class Connection:
     """One connection through us."""
 
-    __slots__ = ("_counted", "_traffic", "actual", "context", "flow", "is_over", "record", "source")
+    __slots__ = (
+        "_counted",
+        "_dial",
+        "_relay",
+        "_traffic",
+        "actual",
+        "context",
+        "flow",
+        "is_over",
+        "record",
+        "source",
+    )
 
     def __init__(self, context: ProxyContext, source: Endpoint, record: Record) -> None:
         self.context = context
@@ -54,6 +68,22 @@ class Connection:
         self.is_over = False
         self._traffic: Traffic | None = None
         self._counted = (0, 0)
+        self._dial: Dial | None = None
+        self._relay: StreamRelay | SocketRelay | None = None
+
+    # What the connection dump shows, unless a kind knows better.
+
+    @property
+    def original(self) -> str | None:
+        """What the other end asked for; None as long as it named nothing."""
+        return None
+
+    @property
+    def protocol(self) -> str:
+        """`TCP` as long as nobody's identity is known."""
+        return "TCP"
+
+    # Its life.
 
     def opened(self, traffic: Traffic) -> None:
         """Say that all labels are known; counts the connection."""
@@ -63,12 +93,25 @@ class Connection:
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far: from the client, from the server."""
-        return 0, 0
+        match self._relay:
+            case StreamRelay(read_bytes=read, written_bytes=written):
+                return read, written
+            case SocketRelay(sent_bytes=sent, received_bytes=received):
+                return sent, received
+            case _:
+                return 0, 0
 
     @property
     def is_half_open(self) -> bool:
         """Whether one end has finished and the other has not."""
-        return False
+        return self._relay is not None and self._relay.is_half_open
+
+    def cut(self, error: ZtunnelError) -> None:
+        """End now, whatever it is doing."""
+        if self._relay is not None and not self.is_over:
+            self._relay.cut(error)
+        else:
+            self.end(error)
 
     def count(self) -> bool:
         """Add to the metrics what moved since the last time; say whether anything did."""
@@ -93,9 +136,11 @@ class Connection:
             refuse_early(self.context.node, self.record.direction, error)
         self.record.finish(trio.current_time(), error)
 
-    def release(self, error: ZtunnelError | None) -> None:
-        """Let go of sockets, streams and places; called once, by `end`."""
-        raise NotImplementedError
+    def release(self, error: ZtunnelError | None) -> None:  # noqa: ARG002 - kinds that answer need it
+        """Let go of what was begun; called once, by `end`. Each kind adds what it holds itself."""
+        self.context.live.remove(self)
+        if self._dial is not None:
+            self._dial.cancel()
 
     def attempt(self, step: Callable[[], None], *, trouble: str) -> None:
         """Take a step that does not wait; its failure ends the connection, and nothing else.

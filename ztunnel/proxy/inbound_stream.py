@@ -52,11 +52,9 @@ class InboundStream(Connection):
 
     __slots__ = (
         "_admission",
-        "_dial",
         "_early",
         "_ended",
         "_has_place",
-        "_relay",
         "_request",
         "_stream",
         "_tunnel",
@@ -76,8 +74,6 @@ class InboundStream(Connection):
         self._stream: Stream = request.stream
         self._request = TunnelRequest.read(request.headers)
         self._admission: Admission | None = None
-        self._dial: Dial | None = None
-        self._relay: StreamRelay | None = None
         self._early = bytearray()
         self._ended = self._has_place = False
         request.stream.owner = self
@@ -263,30 +259,16 @@ class InboundStream(Connection):
 
     # The end.
 
-    def cut(self, error: ZtunnelError) -> None:
-        """End now, whatever it is doing."""
-        if self._relay is not None and not self.is_over:
-            self._relay.cut(error)
-        else:
-            self.end(error)
-
-    @property
-    def is_half_open(self) -> bool:
-        """Whether one end has finished and the other has not."""
-        return self._relay is not None and self._relay.is_half_open
-
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far: from the client, from the server."""
-        relay = self._relay
-        return (0, 0) if relay is None else (relay.written_bytes, relay.read_bytes)
+        from_server, from_client = super().moved()  # the socket is the application's here
+        return from_client, from_server
 
     def release(self, error: ZtunnelError | None) -> None:
         """Answer, if that has not been done; let go of the application."""
-        self.context.live.remove(self)
+        super().release(error)
         if self._has_place:
             self.context.connections.give_back()
-        if self._dial is not None:
-            self._dial.cancel()
         if self._relay is None:
             self._stream.owner = None
             self._take_early()

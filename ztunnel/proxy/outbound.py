@@ -22,17 +22,16 @@ from ztunnel.decide.route import (
     route,
 )
 from ztunnel.errors import DeniedError, UnreachableError, ZtunnelError
-from ztunnel.linux.sockopt import original_destination, reset_on_close
-from ztunnel.proxy.connection import Connection
+from ztunnel.linux.sockopt import original_destination
+from ztunnel.proxy.captured import CapturedConnection
 from ztunnel.proxy.labels import describe_far_side, label_hop, name_hop
 from ztunnel.proxy.opening import StreamOpening
 from ztunnel.proxy.ways import Way
-from ztunnel.telemetry.access_log import Direction, Record
-from ztunnel.telemetry.traffic import Party, Reporter
+from ztunnel.telemetry.access_log import Direction
+from ztunnel.telemetry.traffic import Party
 from ztunnel.transport.dial import Dial
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.resolver import resolve
-from ztunnel.transport.socket_relay import SocketRelay
 from ztunnel.wire.headers import BAGGAGE, parse_baggage, values_of
 
 if TYPE_CHECKING:
@@ -52,38 +51,29 @@ NOTHING: Fetched = frozenset()
 OTHER_ENDPOINT_PICKS = 8  # picks are random and weighted: enough to meet another with some luck
 
 
-class OutboundConnection(Connection):
+class OutboundConnection(CapturedConnection):
     """One captured connection."""
 
     __slots__ = (
         "_chosen",
-        "_dial",
         "_hop",
         "_labels",
         "_opening",
         "_pool",
-        "_relay",
-        "_sock",
         "_target",
     )
 
+    direction = Direction.OUTBOUND
+    trouble = "io error"
+
     def __init__(self, context: ProxyContext, pool: Pool, sock: Socket, source: Endpoint) -> None:
-        record = Record(
-            log=context.node.access_log,
-            direction=Direction.OUTBOUND,
-            source=source,
-            started=trio.current_time(),
-        )
-        super().__init__(context, source, record)
-        self._sock = sock
+        super().__init__(context, sock, source)
         self._pool = pool
         self._target: Endpoint | None = None
         self._chosen: Workload | None = None
         self._hop: Hop | None = None
         self._labels: Labels | None = None
-        self._dial: Dial | None = None
         self._opening: StreamOpening | None = None
-        self._relay: StreamRelay | SocketRelay | None = None
 
     # What the connection dump shows.
 
@@ -102,7 +92,7 @@ class OutboundConnection(Connection):
     def serve(self) -> None:
         """Begin; returns at once."""
         self.context.live.outbound[self] = None
-        self.attempt(self._begin, trouble="io error")
+        self.attempt(self._begin, trouble=self.trouble)
 
     def _begin(self) -> None:
         self.context.sockets.tune(self._sock)
@@ -122,9 +112,6 @@ class OutboundConnection(Connection):
             self.wait_for(self._serve_when_known)
         else:
             self._classify(workload, target)
-
-    def greet(self) -> None:
-        """Tell the application that the far end stands, if its protocol has a word for it."""
 
     async def _serve_when_known(self) -> None:
         workload = await self.context.known_workload()
@@ -270,46 +257,17 @@ class OutboundConnection(Connection):
 
     def on_connected(self, sock: Socket) -> None:
         """Relay between the two sockets."""
-        reactor = self.context.node.reactor
-        self._dial = None
         if self._hop is not None:
             self.context.feedback.outliers.reached(self._hop.peer)
-        self.greet()
-        relay = self._relay = SocketRelay(reactor, self._sock, sock, self.end)
-        reactor.register(self._sock, relay.downstream)
-        reactor.hand_over(sock, relay.upstream)
+        super().on_connected(sock)
 
     def on_unreachable(self, error: UnreachableError) -> None:
-        """End with what the kernel said."""
-        self._dial = None
+        """End with what the kernel said, and let the next choice know."""
         if self._hop is not None and self._hop.workload is not None:
             self.context.feedback.outliers.failed(self._hop.peer, trio.current_time())
-        self.end(UnreachableError(f"io error: {error}"))
+        super().on_unreachable(error)
 
     # Room 5 is the relay; the end.
-
-    def cut(self, error: ZtunnelError) -> None:
-        """End now, whatever it is doing."""
-        relay = self._relay
-        if relay is not None and not self.is_over:
-            relay.cut(error)
-        else:
-            self.end(error)
-
-    @property
-    def is_half_open(self) -> bool:
-        """Whether one end has finished and the other has not."""
-        return self._relay is not None and self._relay.is_half_open
-
-    def moved(self) -> tuple[int, int]:
-        """Return the bytes moved so far: from the client, from the server."""
-        match self._relay:
-            case StreamRelay(read_bytes=read, written_bytes=written):
-                return read, written
-            case SocketRelay() as relay:
-                return relay.sent_bytes, relay.received_bytes
-            case _:
-                return 0, 0
 
     def end(self, error: ZtunnelError | None) -> None:
         """Conclude; a double tunnel that failed half-way is counted as what was known of it."""
@@ -319,17 +277,7 @@ class OutboundConnection(Connection):
 
     def release(self, error: ZtunnelError | None) -> None:
         """Let go of the application and of what was begun for it."""
-        self.context.live.remove(self)
         self._count(None)
-        self.context.connections.give_back()
-        self.context.node.metrics.sockets_open(Reporter.SOURCE).add(-1)
-        if self._dial is not None:
-            self._dial.cancel()
         if self._opening is not None:
             self._opening.give_up()
-        if self._relay is None and self._sock.fileno() >= 0:
-            if error is not None:
-                # The application's connect has succeeded long ago; an abort is the nearest thing
-                # to the refusal it would have met without us (dataplane.md 17.16).
-                reset_on_close(self._sock)
-            self._sock.close()
+        super().release(error)

@@ -7,63 +7,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import trio
-
 from ztunnel.decide.admit import Admission, Rejection, admit_plaintext
-from ztunnel.errors import RejectedError, UnreachableError
-from ztunnel.linux.sockopt import original_destination, reset_on_close
+from ztunnel.errors import RejectedError
+from ztunnel.linux.sockopt import original_destination
 from ztunnel.model.flow import Flow
-from ztunnel.proxy.connection import Connection
+from ztunnel.proxy.captured import CapturedConnection
 from ztunnel.proxy.judgement import judge
 from ztunnel.proxy.labels import describe_admission
-from ztunnel.telemetry.access_log import Direction, Record
-from ztunnel.telemetry.traffic import Reporter
+from ztunnel.telemetry.access_log import Direction
 from ztunnel.transport.dial import Dial
-from ztunnel.transport.socket_relay import SocketRelay
 
 if TYPE_CHECKING:
     from ztunnel.decide.authorize import Permit
-    from ztunnel.errors import ZtunnelError
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.transport.sockets import Socket
 
 
-class PlaintextConnection(Connection):
+class PlaintextConnection(CapturedConnection):
     """One captured connection without a tunnel."""
 
-    __slots__ = ("_dial", "_original", "_relay", "_sock")
+    __slots__ = ("_original",)
+
+    direction = Direction.INBOUND
+    trouble = "connection failed"
 
     def __init__(self, context: ProxyContext, sock: Socket, source: Endpoint) -> None:
-        record = Record(
-            log=context.node.access_log,
-            direction=Direction.INBOUND,
-            source=source,
-            started=trio.current_time(),
-        )
-        super().__init__(context, source, record)
-        self._sock = sock
+        super().__init__(context, sock, source)
         self._original: Endpoint | None = None
-        self._dial: Dial | None = None
-        self._relay: SocketRelay | None = None
-
-    @property
-    def original(self) -> str | None:
-        """Nothing: plaintext carries no name."""
-        return None
-
-    @property
-    def protocol(self) -> str:
-        """`TCP`: we do not know who calls."""
-        return "TCP"
 
     # Rooms 1 and 2: accept, classify.
 
     def serve(self) -> None:
         """Begin; returns at once."""
         self.context.live.inbound[self] = None
-        self.attempt(self._begin, trouble="connection failed")
+        self.attempt(self._begin, trouble=self.trouble)
 
     def _begin(self) -> None:
         self.context.sockets.tune(self._sock)
@@ -128,47 +107,3 @@ class PlaintextConnection(Connection):
         source = self.source.ip if self.context.original_source else None
         sock = self.context.sockets.dial(permit, admission.dial, source=source)
         self._dial = Dial(self.context.node.reactor, sock, self)
-
-    def on_connected(self, sock: Socket) -> None:
-        """Relay between the two sockets."""
-        reactor = self.context.node.reactor
-        self._dial = None
-        relay = self._relay = SocketRelay(reactor, self._sock, sock, self.end)
-        reactor.register(self._sock, relay.downstream)
-        reactor.hand_over(sock, relay.upstream)
-
-    def on_unreachable(self, error: UnreachableError) -> None:
-        """End with what the kernel said."""
-        self._dial = None
-        self.end(UnreachableError(f"connection failed: {error}"))
-
-    # The end.
-
-    def cut(self, error: ZtunnelError) -> None:
-        """End now, whatever it is doing."""
-        if self._relay is not None and not self.is_over:
-            self._relay.cut(error)
-        else:
-            self.end(error)
-
-    @property
-    def is_half_open(self) -> bool:
-        """Whether one end has finished and the other has not."""
-        return self._relay is not None and self._relay.is_half_open
-
-    def moved(self) -> tuple[int, int]:
-        """Return the bytes moved so far: from the client, from the server."""
-        relay = self._relay
-        return (0, 0) if relay is None else (relay.sent_bytes, relay.received_bytes)
-
-    def release(self, error: ZtunnelError | None) -> None:
-        """Let go of both ends."""
-        self.context.live.remove(self)
-        self.context.connections.give_back()
-        self.context.node.metrics.sockets_open(Reporter.DESTINATION).add(-1)
-        if self._dial is not None:
-            self._dial.cancel()
-        if self._relay is None and self._sock.fileno() >= 0:
-            if error is not None:
-                reset_on_close(self._sock)
-            self._sock.close()

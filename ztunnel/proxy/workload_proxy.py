@@ -214,17 +214,14 @@ class WorkloadProxy:
 
     def _accept_outbound(self, sock: Socket, source: Endpoint) -> None:
         if self._has_place(sock, source, Direction.OUTBOUND):
-            self._node.metrics.sockets_open(Reporter.SOURCE).add(1)
             OutboundConnection(self.context, self.pool, sock, source).serve()
 
     def _accept_plaintext(self, sock: Socket, source: Endpoint) -> None:
         if self._has_place(sock, source, Direction.INBOUND):
-            self._node.metrics.sockets_open(Reporter.DESTINATION).add(1)
             PlaintextConnection(self.context, sock, source).serve()
 
     def _accept_socks(self, sock: Socket, source: Endpoint) -> None:
         if self._has_place(sock, source, Direction.OUTBOUND):
-            self._node.metrics.sockets_open(Reporter.SOURCE).add(1)
             SocksConnection(self.context, self._socks_pool, sock, source, dns=self.dns).serve()
 
     def _has_place(self, sock: Socket, source: Endpoint, direction: Direction) -> bool:

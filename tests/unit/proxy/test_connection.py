@@ -136,7 +136,18 @@ async def test_work_that_is_cancelled_ends_the_connection_as_drained() -> None:
         assert line["error"] == "connection closed due to connection drain"
 
 
-async def test_a_kind_without_a_release_is_not_finished() -> None:
+async def test_a_connection_that_ends_is_forgotten_and_dials_no_more() -> None:
+    class Dialling:
+        cancelled = False
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
     async with a_mesh() as mesh:
-        with pytest.raises(NotImplementedError):
-            Connection.release(Call(mesh), None)
+        call = Call(mesh)
+        live, dial = call.context.live, Dialling()
+        live.outbound[call] = None
+        call._dial = dial  # type: ignore[assignment]
+        Connection.release(call, None)
+        assert len(live) == 0
+        assert dial.cancelled
