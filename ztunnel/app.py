@@ -47,6 +47,7 @@ from ztunnel.identity.issuer import make_issuer
 from ztunnel.identity.node import NodeCredentials
 from ztunnel.inpod.manager import PodManager, ServedPod, socket_factory
 from ztunnel.inpod.zds import AgentLink, LinkState
+from ztunnel.linux.file_watch import FileWatch
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.settings import ProxyMode
 from ztunnel.preflight import prove_privileges, raise_descriptor_limit, read_static_config
@@ -56,7 +57,7 @@ from ztunnel.proxy.workload_proxy import OWN_DOORS, WorkloadProxy
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.log import PIPELINE, get
-from ztunnel.telemetry.metrics import Metrics
+from ztunnel.telemetry.metrics import Metrics, outcome_of
 from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.transport.reactor import Reactor
 from ztunnel.wire.hbone.settings import HboneSettings
@@ -69,7 +70,7 @@ from ztunnel.xds.local import (
     service_to_dict,
     workload_to_dict,
 )
-from ztunnel.xds.local_watch import LocalConfigWatch
+from ztunnel.xds.local_watch import SETTLE_SECONDS, LocalConfigWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -93,9 +94,17 @@ class Application:
         """
         self.config = config
         self.started = time.perf_counter()
+        static_path = config.local_xds_path
+        watch = None  # from before the file is read first
+        if static_path is not None:
+            watch = FileWatch(static_path, settle_seconds=SETTLE_SECONDS)
         self.static = read_static_config(config)
         self.store = Store(node=config.node_name or "")
         self.metrics = Metrics(version=config.istio_version)
+        self.static_watch = None
+        if watch is not None:
+            on_load = outcome_of(self.metrics.static_loads)
+            self.static_watch = LocalConfigWatch(watch, self.store, self.static, on_load=on_load)
         on_demand = config.xds_on_demand and config.xds_address is not None
         self.demand = Demand(self.store, metrics=self.metrics) if on_demand else None
         self.reactor = Reactor()
@@ -189,9 +198,8 @@ class Application:
         Returns early when we are told to stop: a control plane that is down must not keep us.
         """
         self.store.apply(self.static)
-        if self.config.local_xds_path is not None:
-            watch = LocalConfigWatch(self.config.local_xds_path, self.store, self.static)
-            nursery.start_soon(watch.run)
+        if self.static_watch is not None:
+            nursery.start_soon(self.static_watch.run)
         if self.static != Update():
             log.info(
                 "static configuration loaded",
@@ -304,8 +312,6 @@ class Application:
 
     def _sections(self) -> dict[str, Section]:
         store = self.store
-        static = Store()
-        static.apply(self.static)
         return {
             "workloads": ListSection(
                 items=store.workloads.all, key=lambda one: one.uid, show=workload_to_dict
@@ -321,10 +327,15 @@ class Application:
             ),
             "workloadState": MapSection(items=lambda: list(self.pods.pods.items()), show=_show_pod),
             "stagedServices": constant(dict),
-            "staticConfig": constant(lambda: local_config_to_dict(static)),
+            "staticConfig": constant(self._show_static),
             "version": constant(partial(build_info, self.config)),
             "config": constant(self.config.to_dump),
         }
+
+    def _show_static(self) -> Mapping[str, object]:
+        static = Store()
+        static.apply(self.static if self.static_watch is None else self.static_watch.applied)
+        return local_config_to_dict(static)
 
     def _show_service(self, service: Service) -> Mapping[str, object]:
         return service_to_dict(service, self.store.services.endpoints(service))

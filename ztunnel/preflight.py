@@ -35,6 +35,11 @@ def read_static_config(config: Config) -> Update:
                 f"LOCAL_XDS_PATH={source}: cannot be read: {error}; point it to a YAML file"
             ) from error
     if text is None:
+        if config.xds_address is None:
+            log.warning(
+                "no workload, service or policy will be known",
+                reason="XDS_ADDRESS is empty, and neither LOCAL_XDS_PATH nor LOCAL_XDS is set",
+            )
         return Update()
     try:
         return parse_local_config(text, source=source)

@@ -28,6 +28,7 @@ from cni.redirect.plan import RedirectPlan
 from tests.support import mesh, peers
 from tests.support.kube import FakeKube, FakeProc, a_namespace, a_pod, eventually, running
 from tests.support.namespaces import needs_nft, needs_root, open_descriptors, output_of
+from tests.support.ports import claimed_ports
 from tests.support.zds import ScriptedProxy
 from ztunnel.devmesh.cluster import Cluster, Node, Pod
 from ztunnel.devmesh.mesh import DevMesh
@@ -40,7 +41,6 @@ pytestmark = [pytest.mark.netns, needs_root]
 
 APP = 8080
 IPS = {"client": "10.244.1.10", "server": "10.244.1.11"}
-ports = iter(range(21000 + os.getpid() % 20000, 65000))
 
 
 def uid_of(name: str) -> PodUid:
@@ -80,32 +80,32 @@ class Scene:
 
     def announce(self, name: str, *, with_ip: bool = True) -> None:
         """Have Kubernetes know a pod."""
-        ip = IPS[name]
-        addresses = {"ip": ip, "ipv6": v6(ip)} if with_ip else {"ip": None}
+        addresses = {"ip": IPS[name], "ipv6": v6(IPS[name])} if with_ip else {"ip": None}
         self.kube.put(a_pod(name, uid=uid_of(name), account=name, **addresses))
 
     @asynccontextmanager
     async def running_agent(self) -> AsyncIterator[Agent]:
         """Run the node agent while the block runs."""
         assert self.kube.server is not None
-        config = AgentConfig(
-            node_name="node",
-            api=self.kube.server,
-            run_dir=self.run_dir,
-            zds_path=self.zds_path,
-            probe_owner=0,
-            health_port=next(ports),
-            monitoring_port=next(ports),
-            reconcile_seconds=0.5,
-        )
-        view = NodeView(self.proc.root, (Path("/"),), self.node.netns.id)
-        agent = Agent(config, host=self.node.netns, node=view, rng=random.Random(1))
-        async with trio.open_nursery() as nursery:
-            with trio.fail_after(15):
-                await nursery.start(agent.run)
+        with claimed_ports(2, host="::") as (health_port, monitoring_port):
+            config = AgentConfig(
+                node_name="node",
+                api=self.kube.server,
+                run_dir=self.run_dir,
+                zds_path=self.zds_path,
+                probe_owner=0,
+                health_port=health_port,
+                monitoring_port=monitoring_port,
+                reconcile_seconds=0.5,
+            )
+            view = NodeView(self.proc.root, (Path("/"),), self.node.netns.id)
+            agent = Agent(config, host=self.node.netns, node=view, rng=random.Random(1))
             self.agent = agent
-            yield agent
-            nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                with trio.fail_after(15):
+                    await nursery.start(agent.run)
+                yield agent
+                nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def running_proxy(self) -> AsyncIterator[NodeProxy]:

@@ -78,6 +78,7 @@ def test_a_port_in_use_is_named(node: Node, port: int, mend: str) -> None:
     assert ended.returncode == 1
     assert f":{port}: Address already in use" in ended.stderr
     assert mend in ended.stderr
+    assert "neither LOCAL_XDS_PATH nor LOCAL_XDS is set" in ended.stdout
     assert "Traceback" not in ended.stderr
 
 

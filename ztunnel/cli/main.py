@@ -30,10 +30,11 @@ important ones:
   PROXY_MODE           shared (default: serve the pods the node agent hands over) or dedicated
   INPOD_UDS            the node agent's socket (default /var/run/ztunnel/ztunnel.sock)
   PROXY_WORKLOAD_INFO  in dedicated mode: whom we serve, as namespace/name/account
-  XDS_ADDRESS          the control plane (default https://localhost:15012; empty: none)
+  XDS_ADDRESS          the control plane (default https://localhost:15012, in a cluster istiod's;
+                       empty: none)
   XDS_ON_DEMAND        true: fetch what connections ask for; needs ISTIO_META_DNS_CAPTURE=false
   LOCAL_XDS_PATH       a YAML file with workloads, services and policies, followed as it changes
-  CA_ADDRESS           who signs certificates (default: as XDS_ADDRESS)
+  CA_ADDRESS           who signs certificates (the same default)
   FAKE_CA              true: certificates of an embedded development CA
   CRL_PATH             revocation lists, followed as they change
   NODE_NAME, NETWORK   who we are
@@ -44,6 +45,7 @@ important ones:
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+EXIT_USAGE = 2  # as argparse, which reads the words of `demo`
 
 
 def main(words: Sequence[str]) -> int:
@@ -70,6 +72,8 @@ def proxy(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(words):
         sys.stdout.write(PROXY_USAGE)
         return EXIT_OK
+    if unknown := [word for word in words if word.startswith("-")] or words[1:]:
+        return refuse("proxy", unknown, PROXY_USAGE)
     from ztunnel.cli.proxy import run_proxy  # noqa: PLC0415 - loads trio, ssl and the rest
 
     return run_proxy()
@@ -82,8 +86,12 @@ def demo(words: Sequence[str]) -> int:
     return run_demo(words)
 
 
-def version(words: Sequence[str]) -> int:  # noqa: ARG001
+def version(words: Sequence[str]) -> int:
     """Print the version."""
+    if {"-h", "--help"} & set(words):
+        return help_(words)
+    if words:
+        return refuse("version", words, USAGE)
     sys.stdout.write(f"ztunnel {package_version('ztunnel')}\n")
     return EXIT_OK
 
@@ -92,3 +100,9 @@ def help_(words: Sequence[str]) -> int:  # noqa: ARG001
     """Print the usage."""
     sys.stdout.write(USAGE)
     return EXIT_OK
+
+
+def refuse(command: str, words: Sequence[str], usage: str) -> int:
+    """Say which words a command does not know, and which it does."""
+    sys.stderr.write(f"ztunnel {command}: unknown words: {' '.join(words)}\n\n{usage}")
+    return EXIT_USAGE

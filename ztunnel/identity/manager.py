@@ -26,7 +26,10 @@ NAP_SECONDS_MAX = 60.0
 
 
 class CertificateIssuer(Protocol):
-    """Whoever can make certificates: a CA client, or an authority in this process."""
+    """Whoever can make certificates: a CA client, or an authority in this process.
+
+    Its `str` is what error texts call it.
+    """
 
     async def issue(self, identity: Identity) -> WorkloadCertificate:
         """Get a certificate with a fresh key.
@@ -150,7 +153,7 @@ class CertificateManager:
                 certificate = await self._issuer.issue(identity)
             self._check(certificate, identity)
         except trio.TooSlowError:
-            self._failed(identity, f"no answer from the CA within {ISSUE_SECONDS:g} s")
+            self._failed(identity, f"no answer from {self._issuer} within {ISSUE_SECONDS:g} s")
         except ZtunnelError as exc:
             self._failed(identity, str(exc))
         else:
@@ -165,9 +168,9 @@ class CertificateManager:
     def _check(self, certificate: WorkloadCertificate, identity: Identity) -> None:
         """Refuse a certificate of someone else, or of yesterday."""
         if certificate.identity != identity:
-            raise IdentityError(f"did not find expected SAN: {identity}")
+            raise IdentityError(f"did not find expected SAN: {identity} ({self._issuer})")
         if certificate.has_expired(self._clock()):
-            raise IdentityError("the CA returned a certificate that has expired")
+            raise IdentityError(f"{self._issuer} returned a certificate that has expired")
 
     def _failed(self, identity: Identity, error: str) -> None:
         now = self._clock()

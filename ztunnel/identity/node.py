@@ -12,12 +12,14 @@ import trio
 from cryptography import x509
 
 from ztunnel.identity.ca import has_signed
-from ztunnel.identity.crl_watch import CrlWatch
+from ztunnel.identity.crl_watch import SETTLE_SECONDS, CrlWatch
 from ztunnel.identity.dev_ca import wall_clock
 from ztunnel.identity.manager import CertificateIssuer, CertificateManager
 from ztunnel.identity.prefetch import LocalIdentities, Prefetcher
+from ztunnel.linux.file_watch import FileWatch
 from ztunnel.model.settings import ProxyMode
 from ztunnel.telemetry.exposition import Family, Kind
+from ztunnel.telemetry.metrics import outcome_of
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import Revocations
@@ -67,7 +69,11 @@ class NodeCredentials:
             self._prefetcher = Prefetcher(store, self.certificates, local, forget=forget)
         self._watch: CrlWatch | None = None
         if config.crl_path is not None and self.revocations is not None:
-            self._watch = CrlWatch(config.crl_path, self.revocations, on_load=self._on_load)
+            self._watch = CrlWatch(
+                FileWatch(config.crl_path, settle_seconds=SETTLE_SECONDS),
+                self.revocations,
+                on_load=outcome_of(metrics.crl_loads),
+            )
             self._watch.load()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -80,9 +86,6 @@ class NodeCredentials:
                 self.revocations.subscribe(partial(self._judge_own, self.revocations))
                 nursery.start_soon(self._watch.run)
             task_status.started()
-
-    def _on_load(self, is_loaded: bool) -> None:  # noqa: FBT001 - the outcome, not an option
-        self._metrics.crl_loads.count("success" if is_loaded else "failure").add()
 
     def _on_attempt(self, identity: Identity, certificate: WorkloadCertificate | None) -> None:
         result = "failure" if certificate is None else "success"

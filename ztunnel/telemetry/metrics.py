@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ztunnel.telemetry.exposition import END, Count, Family, Kind
@@ -140,6 +140,10 @@ class Metrics:
         self.certificates = self._counter(
             "ztunnel_certificate_requests", "Certificate requests", "result"
         )
+        self.static_loads = self._counter(
+            "ztunnel_static_config_loads", "Attempts to read a changed static configuration",
+            "result",
+        )  # fmt: skip
         self.xds_rejected = self._counter(
             "ztunnel_xds_rejected_resources", "Resources refused", "url"
         )
@@ -206,3 +210,9 @@ def _resident_bytes() -> float:
 
 def _collections() -> float:
     return float(sum(generation["collections"] for generation in gc.get_stats()))
+
+
+def outcome_of(attempts: Family) -> Callable[[bool], None]:
+    """Make what counts an attempt by its one label: `success` or `failure`."""
+    succeeded, failed = attempts.count("success"), attempts.count("failure")
+    return lambda is_success: (succeeded if is_success else failed).add()

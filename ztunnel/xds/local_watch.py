@@ -1,31 +1,27 @@
 """Keeps the store in line with the file of the static configuration (state-and-xds.md 14).
 
-The file is looked at once a second and read when what lies at its path has changed and then stayed
-as it is for half a second. It is read in steps, and only what differs from its last version is
-applied, so that connections are not held up and what did not change is not disturbed. A file that
-is broken, or gone, leaves everything as it was; the log says what is wrong, with line and field.
+The file is read when it has changed and then stayed as it is for half a second. It is read in
+steps, and only what differs from its last version is applied, so that connections are not held up
+and what did not change is not disturbed. A file that is broken, or gone, leaves everything as it
+was; the log says what is wrong, with line and field.
 
 A control plane may know the same names. What it said last stays: what leaves the file leaves the
 store only if the store still has it as the file put it there.
-
-How `app.py` uses it, after the first version was applied:
-
-    nursery.start_soon(LocalConfigWatch(path, store, applied).run)
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import structlog
 import trio
 
 from ztunnel.errors import ResourceError
+from ztunnel.linux.file_watch import FileWatch
 from ztunnel.model.policy import Policy
 from ztunnel.model.service import Service
 from ztunnel.model.workload import PolicyKey, ServiceKey, Workload, WorkloadUid
@@ -37,63 +33,37 @@ K = TypeVar("K")
 
 log = structlog.get_logger(component="xds")
 
-LOOK_SECONDS = 1.0
 SETTLE_SECONDS = 0.5
 FILE_BYTES_MAX = 64 * 1024 * 1024
 WORKLOADS_PER_STEP = 50  # one millisecond
 
 
-@dataclass(frozen=True, slots=True)
-class _Stamp:
-    """What tells one version of a file from another."""
-
-    device: int
-    inode: int
-    size: int
-    changed_ns: int
-
-
 class LocalConfigWatch:
-    """Follows one file; `applied` is what of it is in the store already.
+    """Follows one file; `applied` is what of it is in the store.
 
+    Make the `watch` before the file is read first, and `run` once `applied` is in the store.
     `on_load` hears whether an attempt to read a changed file went well.
     """
 
     def __init__(
         self,
-        path: Path,
+        watch: FileWatch,
         store: Store,
         applied: Update,
         *,
-        look_seconds: float = LOOK_SECONDS,
-        settle_seconds: float = SETTLE_SECONDS,
         on_load: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        self._path = path
+        self._watch = watch
+        self._path = watch.path
         self._store = store
-        self._applied = applied
-        self._look_seconds = look_seconds
-        self._settle_seconds = settle_seconds
+        self.applied = applied
         self._on_load = on_load
 
     async def run(self) -> NoReturn:
         """Follow the file until cancelled."""
-        seen: _Stamp | None = None  # it may have changed since it was read first
         while True:
-            stamp = await trio.to_thread.run_sync(self._stamp)
-            if stamp != seen:
-                seen = await self._settled(stamp)
-                self._on_load(await self._load())
-            await trio.sleep(self._look_seconds)
-
-    async def _settled(self, stamp: _Stamp | None) -> _Stamp | None:
-        """Wait until nobody writes any more, or a Kubernetes volume is whole."""
-        while True:
-            await trio.sleep(self._settle_seconds)
-            now = await trio.to_thread.run_sync(self._stamp)
-            if now == stamp:
-                return now
-            stamp = now
+            await self._watch.changed()
+            self._on_load(await self._load())
 
     async def _load(self) -> bool:
         """Read the file and apply what differs; say whether it is in force."""
@@ -104,8 +74,8 @@ class LocalConfigWatch:
             # The old state stays, and is what the next version is compared with.
             log.error("static configuration is not used", path=source, error=str(exc))  # noqa: TRY400
             return False
-        difference = difference_of(self._applied, wanted, self._store)
-        self._applied = wanted
+        difference = difference_of(self.applied, wanted, self._store)
+        self.applied = wanted
         if difference == Update():
             return True
         for part in _slices(difference):
@@ -146,14 +116,6 @@ class LocalConfigWatch:
         if len(data) > FILE_BYTES_MAX:
             raise ResourceError(f"{self._path}: over {FILE_BYTES_MAX} bytes")
         return data.decode("utf-8")
-
-    def _stamp(self) -> _Stamp | None:
-        """Look at what the path leads to; None if there is nothing."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def difference_of(old: Update, new: Update, store: Store) -> Update:

@@ -11,6 +11,7 @@ import trio
 
 from tests.support.certs import AUTHORITY, a_certificate
 from ztunnel.identity.crl_watch import CrlWatch
+from ztunnel.linux.file_watch import FileWatch
 from ztunnel.tls.certificate import parse_bundle
 from ztunnel.tls.crl import Revocations
 
@@ -42,7 +43,8 @@ class Lists(Revocations):
 
 
 def a_watch(path: Path, lists: Lists) -> CrlWatch:
-    return CrlWatch(path, lists, look_seconds=0.005, settle_seconds=0.01, on_load=lists.on_load)
+    watch = FileWatch(path, look_seconds=0.005, settle_seconds=0.01)
+    return CrlWatch(watch, lists, on_load=lists.on_load)
 
 
 @asynccontextmanager

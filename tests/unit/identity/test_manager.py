@@ -146,7 +146,7 @@ async def test_a_ca_that_does_not_answer_is_given_up(autojump_clock: MockClock) 
     async with a_manager(ca) as manager:
         manager.prefetch(a_name())
         await trio.sleep(ISSUE_SECONDS + 0.1)
-        with pytest.raises(IdentityError, match="no answer from the CA within 30 s"):
+        with pytest.raises(IdentityError, match="no answer from CA fake within 30 s"):
             await manager.certificate_for(a_name())
 
 

@@ -10,6 +10,7 @@ import structlog.testing
 import trio
 
 from tests.support.builders import a_policy, a_service, a_store, a_workload
+from ztunnel.linux.file_watch import FileWatch
 from ztunnel.model.workload import WorkloadUid
 from ztunnel.state.store import Changes, Store, Update
 from ztunnel.xds import local_watch
@@ -39,16 +40,10 @@ class Followed:
         self.changes: list[Changes] = []
         self._more = trio.Event()
         self.store.subscribe(self.changes.append)
+        watch = FileWatch(path, look_seconds=0.005, settle_seconds=0.01)
         applied = parse_local_config(path.read_text(), source=str(path))
         self.store.apply(applied)
-        self.watch = LocalConfigWatch(
-            path,
-            self.store,
-            applied,
-            look_seconds=0.005,
-            settle_seconds=0.01,
-            on_load=self._on_load,
-        )
+        self.watch = LocalConfigWatch(watch, self.store, applied, on_load=self._on_load)
 
     def _on_load(self, is_loaded: bool) -> None:
         self.loads.append(is_loaded)
@@ -73,7 +68,6 @@ async def following(path: Path, text: str) -> AsyncIterator[Followed]:
     followed = Followed(path)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(followed.watch.run)
-        assert await followed.loaded(1)
         yield followed
         nursery.cancel_scope.cancel()
 
@@ -97,7 +91,7 @@ async def test_only_what_differs_is_applied(
     async with following(path, a_file("a", "b")) as followed:
         followed.changes.clear()
         write(path, a_file("b", "c"))
-        assert await followed.loaded(2)
+        assert await followed.loaded(1)
         assert followed.names == {"b", "c"}
         assert set().union(*(changes.workloads for changes in followed.changes)) == {"a", "c"}
 
@@ -117,12 +111,12 @@ async def test_a_broken_file_keeps_the_old_state_and_says_where(
     async with following(path, a_file("a")) as followed:
         with structlog.testing.capture_logs() as lines:
             path.write_text(text)
-            assert not await followed.loaded(2)
+            assert not await followed.loaded(1)
         assert said in lines[-1]["error"]
         assert lines[-1]["log_level"] == "error"
         assert followed.names == {"a"}
         path.write_text(a_file("b"))
-        assert await followed.loaded(3)
+        assert await followed.loaded(2)
         assert followed.names == {"b"}
 
 
@@ -130,7 +124,7 @@ async def test_a_file_that_is_gone_keeps_the_old_state(tmp_path: Path) -> None:
     path = tmp_path / "mesh.yaml"
     async with following(path, a_file("a")) as followed:
         path.unlink()
-        assert not await followed.loaded(2)
+        assert not await followed.loaded(1)
         assert followed.names == {"a"}
 
 
@@ -138,7 +132,7 @@ async def test_bytes_that_are_no_text_are_an_error_like_others(tmp_path: Path) -
     path = tmp_path / "mesh.yaml"
     async with following(path, a_file("a")) as followed:
         path.write_bytes(b"\xff\xfe\xfd")
-        assert not await followed.loaded(2)
+        assert not await followed.loaded(1)
 
 
 async def test_a_file_without_a_reasonable_end_is_not_read_to_it(
@@ -148,7 +142,7 @@ async def test_a_file_without_a_reasonable_end_is_not_read_to_it(
     async with following(path, a_file("a")) as followed:
         monkeypatch.setattr(local_watch, "FILE_BYTES_MAX", 1000)
         path.write_text(a_file("b") + "#" * 1000)
-        assert not await followed.loaded(2)
+        assert not await followed.loaded(1)
         assert followed.names == {"a"}
 
 
@@ -172,7 +166,7 @@ async def test_what_the_control_plane_said_is_not_taken_away(tmp_path: Path) -> 
         theirs = a_workload("b", uid="b", ips=["192.0.2.200"])
         followed.store.apply(Update(workloads=[theirs, a_workload("x", uid="x", ips=[])]))
         path.write_text(a_file())
-        assert await followed.loaded(2)
+        assert await followed.loaded(1)
         assert followed.names == {"b", "x"}
         assert followed.store.workloads.by_uid(WorkloadUid("b")) == theirs
 
@@ -182,7 +176,7 @@ async def test_a_large_change_goes_over_in_slices(tmp_path: Path) -> None:
     names = [f"w-{number}" for number in range(3 * WORKLOADS_PER_STEP)]
     async with following(path, a_file()) as followed:
         path.write_text(a_file(*names))
-        assert await followed.loaded(2)
+        assert await followed.loaded(1)
         assert [len(changes.workloads) for changes in followed.changes] == [WORKLOADS_PER_STEP] * 3
 
 
