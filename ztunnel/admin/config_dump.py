@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ztunnel.identity.rotation import CertificateState, CertificateStatus
-from ztunnel.model.network import Endpoint
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.live import Shown
 
 RUN_ITEMS = 1000  # sorted at once: 0.5 ms
 REST_ITEMS = 100  # printed between rests: about 2 ms
@@ -68,26 +70,6 @@ class Wish:
             not wanted or shown.get(name, wanted) == wanted
             for name, wanted in (("namespace", self.namespace), ("node", self.node))
         )
-
-
-class LiveConnection(Protocol):
-    """A connection in progress."""
-
-    @property
-    def source(self) -> Endpoint:
-        """Who called."""
-
-    @property
-    def original(self) -> str | None:
-        """What the caller asked for."""
-
-    @property
-    def actual(self) -> Endpoint | None:
-        """Where it went."""
-
-    @property
-    def protocol(self) -> str:
-        """`HBONE`, `TCP` or `DOUBLEHBONE`."""
 
 
 def constant(make: Callable[[], Mapping[str, object]]) -> MapSection:
@@ -182,8 +164,8 @@ def pod_to_dict(
     name: str,
     namespace: str,
     service_account: str,
-    inbound: Iterable[LiveConnection],
-    outbound: Iterable[LiveConnection],
+    inbound: Iterable[Shown],
+    outbound: Iterable[Shown],
     is_up: bool,
 ) -> dict[str, object]:
     """Show one pod we serve (4.5); connections only when it is up."""
@@ -199,7 +181,7 @@ def pod_to_dict(
     return shown
 
 
-def connection_to_dict(connection: LiveConnection) -> dict[str, object]:
+def connection_to_dict(connection: Shown) -> dict[str, object]:
     """Show one connection in progress."""
     actual = connection.actual
     return {

@@ -18,12 +18,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ztunnel.devmesh import exec_in
 from ztunnel.devmesh.links import LOOPBACK_INDEX, Links
 from ztunnel.linux import netns
+from ztunnel.linux.closing import Closing
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.network import IpAddress
 
@@ -85,7 +84,7 @@ class Pod(Member):
     port: int
 
 
-class Cluster:
+class Cluster(Closing):
     """A handful of machines. Use as a context manager, or call `close`.
 
     `prefix` tells clusters apart; with `keep` members are named `<prefix>-<name>` under
@@ -199,17 +198,6 @@ class Cluster:
     def close(self) -> None:
         """Remove everything; more than once is fine."""
         self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _member(
         self, name: str, addresses: tuple[IpAddress, ...], settings: dict[str, str] | None = None

@@ -13,8 +13,9 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
+
+from ztunnel.linux.closing import Closing
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -69,7 +70,7 @@ class Failure:
     text: str
 
 
-class NetlinkSocket:
+class NetlinkSocket(Closing):
     """One request at a time; blocking, but only for as long as the kernel works."""
 
     __slots__ = ("_sock",)
@@ -127,17 +128,6 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket; more than once is fine."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _waiting(self) -> bytes | None:
         try:

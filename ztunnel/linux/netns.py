@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
+
+from ztunnel.linux.closing import Closing
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ def _home() -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-class PodNetns:
+class PodNetns(Closing):
     """An open descriptor on a pod's namespace, and the way back to our own.
 
     Holding one keeps the namespace of a dead pod alive, so whoever owns it closes it.
@@ -167,17 +168,6 @@ class PodNetns:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"PodNetns(inode={self.id.inode}, fd={self._fd})"

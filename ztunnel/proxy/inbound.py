@@ -6,7 +6,6 @@ its streams is an `InboundStream` that walks through the rooms without a task, u
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from ztunnel.telemetry.log import get
 from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.verify import verify_client
 from ztunnel.transport.facts import TunnelFacts
-from ztunnel.transport.handshake import secure
+from ztunnel.transport.handshake import refuse, secure
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection, HboneLimits
 
@@ -214,9 +213,7 @@ class InboundTunnels:
         try:
             identity = verify_client(established.peer, domains)
         except PeerIdentityError as error:
-            if error.code is not None:
-                with contextlib.suppress(OSError):
-                    sock.send(established.records.alert(error.code))
+            refuse(sock, established, error)
             raise
         facts = TunnelFacts(
             local=local,

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ztunnel.telemetry.access_log import Record
 
 
-class Live(Protocol):
-    """A connection in progress."""
+class Shown(Protocol):
+    """What operators see of a connection in progress."""
 
     @property
     def source(self) -> Endpoint:
@@ -31,6 +31,10 @@ class Live(Protocol):
     @property
     def protocol(self) -> str:
         """`HBONE`, `TCP` or `DOUBLEHBONE`."""
+
+
+class Live(Shown, Protocol):
+    """A connection in progress."""
 
     @property
     def flow(self) -> Flow | None:

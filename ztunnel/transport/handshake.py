@@ -16,6 +16,7 @@ from ztunnel.transport.conversation import receive, send
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from ztunnel.errors import PeerIdentityError
     from ztunnel.tls.context import TlsContext
     from ztunnel.tls.handshake import Established
 
@@ -47,6 +48,13 @@ async def secure(
         raise
     except OSError as error:
         raise TlsError(f"tls handshake error: {error.strerror}") from error
+
+
+def refuse(sock: socket.socket, established: Established, error: PeerIdentityError) -> None:
+    """Tell a peer by an alert that we do not like who it is, if it is to be told."""
+    if error.code is not None:
+        with contextlib.suppress(OSError):  # it may be gone already
+            sock.send(established.records.alert(error.code))
 
 
 async def _hear(sock: socket.socket) -> bytes:

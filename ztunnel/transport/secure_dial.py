@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ztunnel.model.network import Endpoint
 from ztunnel.tls.verify import verify_server
 from ztunnel.transport.dial import CONNECT_SECONDS
 from ztunnel.transport.facts import TunnelFacts
-from ztunnel.transport.handshake import connected, secure
+from ztunnel.transport.handshake import connected, refuse, secure
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 
@@ -79,9 +78,7 @@ async def raise_tunnel(
         try:
             peer = verify_server(established.peer, expected)
         except PeerIdentityError as error:
-            if error.code is not None:
-                with contextlib.suppress(OSError):
-                    sock.send(established.records.alert(error.code))
+            refuse(sock, established, error)
             raise
         facts = TunnelFacts(
             local=_endpoint(sock.getsockname()),

@@ -8,48 +8,30 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.support.builders import a_gateway, a_service, a_store, a_workload
-from ztunnel.decide.balance import Pick, Purpose, pick, target_port
+from tests.support.picks import (
+    CALLER,
+    KEY,
+    an_endpoint,
+    balanced,
+    choose,
+    endpoints,
+    names,
+    services,
+)
+from ztunnel.decide.balance import Purpose, pick, target_port
 from ztunnel.model.network import Port
 from ztunnel.model.service import BalanceMode, HealthPolicy, LoadBalancer, Scope, Service
 from ztunnel.model.workload import (
     ApplicationTunnel,
     AppProtocol,
     Health,
-    Locality,
     Workload,
     WorkloadUid,
 )
 from ztunnel.state.endpoints import FOLLOWERS_MAX
-from ztunnel.state.store import Store, Update
+from ztunnel.state.store import Update
 
-KEY = "shop/cart.shop.svc.cluster.local"
-CALLER = a_workload(
-    "caller", node="n1", cluster_id="c1", locality=Locality("r1", "z1", "s1"), ips=["192.0.2.99"]
-)
 PREFERENCES = (Scope.NETWORK, Scope.REGION, Scope.ZONE)
-
-
-def an_endpoint(name: str, place: str = "r1/z1/s1", **more: Any) -> Workload:
-    more.setdefault("services", {KEY: {80: 8080}})
-    return a_workload(name, uid=name, locality=Locality(*place.split("/")), **more)
-
-
-def choose(
-    store: Store, service: Service, seed: int = 0, port: int = 80, **more: Any
-) -> Pick | None:
-    more.setdefault("source", CALLER)
-    more.setdefault("purpose", Purpose.STANDARD)
-    rng = random.Random(seed)
-    return pick(store.services, service, Port(port), rng=rng, **more)
-
-
-def names(store: Store, service: Service, **more: Any) -> set[str]:
-    picks = (choose(store, service, seed, **more) for seed in range(60))
-    return {found.workload.name for found in picks if found}
-
-
-def balanced(mode: BalanceMode, *preferences: Scope) -> Service:
-    return a_service(load_balancer=LoadBalancer(preferences, mode))
 
 
 # name -> place and network, and the rank the specification gives it for PREFERENCES
@@ -244,32 +226,6 @@ def test_callers_in_many_places_do_not_fill_the_memory() -> None:
     for number in range(FOLLOWERS_MAX + 5):
         caller = a_workload("caller", node=f"n{number}")
         assert choose(store, service, source=caller) is not None
-
-
-endpoints = st.lists(
-    st.builds(
-        an_endpoint,
-        st.sampled_from("abcdefgh"),
-        st.sampled_from(["r1/z1/s1", "r1/z2/s1", "r2/z1/s1"]),
-        health=st.sampled_from(Health),
-        capacity=st.integers(0, 3),
-        ips=st.sampled_from([[], ["192.0.2.1"]]),
-        network=st.sampled_from(["", "far"]),
-        services=st.sampled_from([{KEY: {80: 8080}}, {KEY: {}}, {}]),
-    ),
-    unique_by=lambda workload: workload.uid,
-)
-services = st.builds(
-    a_service,
-    port_map=st.sampled_from([{80: 8080}, {80: 0}, {}]),
-    load_balancer=st.none()
-    | st.builds(
-        LoadBalancer,
-        st.lists(st.sampled_from(Scope), max_size=3, unique=True).map(tuple),
-        st.sampled_from(BalanceMode),
-        st.sampled_from(HealthPolicy),
-    ),
-)
 
 
 @given(service=services, there=endpoints, seed=st.integers(0, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from typing import Any
 
@@ -10,72 +9,25 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from tests.support.builders import a_service, a_store, a_workload
-from ztunnel.decide.balance import COMPARED_MAX, Pick, Purpose, pick
+from tests.support.builders import a_service, a_store
+from tests.support.picks import (
+    an_endpoint,
+    balanced,
+    choose,
+    endpoints,
+    names,
+    services,
+)
+from ztunnel.decide.balance import COMPARED_MAX
 from ztunnel.decide.feedback import Feedback
 from ztunnel.model.network import Endpoint, Port, parse_ip
-from ztunnel.model.service import BalanceMode, HealthPolicy, LoadBalancer, Scope, Service
+from ztunnel.model.service import BalanceMode, HealthPolicy, Scope, Service
 from ztunnel.model.settings import Balancing
 from ztunnel.model.workload import (
     Health,
-    Locality,
     Workload,
 )
-from ztunnel.state.store import Store, Update
-
-KEY = "shop/cart.shop.svc.cluster.local"
-CALLER = a_workload(
-    "caller", node="n1", cluster_id="c1", locality=Locality("r1", "z1", "s1"), ips=["192.0.2.99"]
-)
-
-
-def an_endpoint(name: str, place: str = "r1/z1/s1", **more: Any) -> Workload:
-    more.setdefault("services", {KEY: {80: 8080}})
-    return a_workload(name, uid=name, locality=Locality(*place.split("/")), **more)
-
-
-def choose(
-    store: Store, service: Service, seed: int = 0, port: int = 80, **more: Any
-) -> Pick | None:
-    more.setdefault("source", CALLER)
-    more.setdefault("purpose", Purpose.STANDARD)
-    rng = random.Random(seed)
-    return pick(store.services, service, Port(port), rng=rng, **more)
-
-
-def names(store: Store, service: Service, **more: Any) -> set[str]:
-    picks = (choose(store, service, seed, **more) for seed in range(60))
-    return {found.workload.name for found in picks if found}
-
-
-def balanced(mode: BalanceMode, *preferences: Scope) -> Service:
-    return a_service(load_balancer=LoadBalancer(preferences, mode))
-
-
-endpoints = st.lists(
-    st.builds(
-        an_endpoint,
-        st.sampled_from("abcdefgh"),
-        st.sampled_from(["r1/z1/s1", "r1/z2/s1", "r2/z1/s1"]),
-        health=st.sampled_from(Health),
-        capacity=st.integers(0, 3),
-        ips=st.sampled_from([[], ["192.0.2.1"]]),
-        network=st.sampled_from(["", "far"]),
-        services=st.sampled_from([{KEY: {80: 8080}}, {KEY: {}}, {}]),
-    ),
-    unique_by=lambda workload: workload.uid,
-)
-services = st.builds(
-    a_service,
-    port_map=st.sampled_from([{80: 8080}, {80: 0}, {}]),
-    load_balancer=st.none()
-    | st.builds(
-        LoadBalancer,
-        st.lists(st.sampled_from(Scope), max_size=3, unique=True).map(tuple),
-        st.sampled_from(BalanceMode),
-        st.sampled_from(HealthPolicy),
-    ),
-)
+from ztunnel.state.store import Update
 
 
 def avoiding(*there: Workload, port: int = 8080) -> Feedback:
