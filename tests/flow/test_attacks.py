@@ -276,7 +276,10 @@ async def test_a_bug_in_classifying_ends_one_connection_and_keeps_no_place(
                 patch.setattr("ztunnel.proxy.inbound_stream.admit", broken)
                 patch.setattr("ztunnel.proxy.plaintext.admit_plaintext", broken)
                 if door == "inbound":
-                    assert await client.status(await client.request(f"{host}:{port}")) == 503
+                    # Not what was asked before: that would not be classified anew.
+                    forwarded = {"forwarded": "host=cart.shop.svc.cluster.local"}
+                    stream = await client.request(f"{host}:{port}", **forwarded)
+                    assert await client.status(stream) == 503
                 else:
                     address = pair.vip if door == "outbound" else pair.plaintext
                     async with connect(address) as stream:

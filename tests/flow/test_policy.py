@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +14,8 @@ from ztunnel.model.identity import Identity
 from ztunnel.model.network import Endpoint
 from ztunnel.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 from ztunnel.model.workload import PolicyKey, Workload
-from ztunnel.proxy import plaintext
+from ztunnel.proxy import inbound_stream, plaintext
+from ztunnel.proxy.judgement import judge
 
 # What istiod makes of PeerAuthentication STRICT: whoever has no principal is denied.
 STRICT = a_policy(
@@ -180,3 +182,34 @@ async def test_the_source_a_policy_judges_is_the_certificate_and_not_the_headers
 
 def frontend(pair: Pair) -> Identity:
     return pair.client_workload.identity
+
+
+async def test_a_caller_that_comes_again_is_judged_by_the_policy_of_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def counted(*about: Any) -> object:
+        asked.append(about)
+        return judge(*about)
+
+    monkeypatch.setattr(inbound_stream, "judge", counted)
+    async with a_pair() as pair:
+        pair.serve(echo)
+        pair.mesh.put(in_shop(allow("shop/frontend")))
+        for _ in range(3):
+            await (await a_running_call(pair)).aclose()
+        assert len(asked) == 1  # the same caller, the same question, the same state
+        await pair.lines.wait_for_ends(6)
+        first, second, third = pair.lines.ended("inbound")
+        sources = {line.pop("src.addr") for line in (first, second, third)}
+        assert len(sources) == 1  # that of the tunnel
+
+        pair.mesh.put(in_shop(deny("shop/frontend", name="no-frontend")))
+        for _ in range(2):
+            async with await pair.call() as stream:
+                await expect_abort(stream)
+        assert len(asked) == 3  # a refusal is explained anew each time
+        metrics = "".join(pair.mesh.node.metrics.text())
+    assert 'ztunnel_policy_decisions_total{action="allow"} 3' in metrics
+    assert 'ztunnel_policy_decisions_total{action="deny"} 2' in metrics

@@ -111,6 +111,33 @@ def authorize(flow: Flow, policies: PolicySet | Iterable[Policy]) -> Permit | Re
     )
 
 
+def permit_again(permit: Permit, flow: Flow) -> Permit:
+    """Give the leave that `permit` gave to another connection of its caller to the same place.
+
+    Policy looks at everything of a flow but the caller's port; nothing else may differ, and it is
+    for the caller to know that the policies are the same.
+
+    Raises:
+        ValueError: it is another flow.
+    """
+    before = permit.flow
+    if (
+        before is None
+        or flow.destination != before.destination
+        or flow.source_endpoint.ip != before.source_endpoint.ip
+        or flow.source != before.source
+    ):
+        raise ValueError(f"{before} was permitted, not {flow}")
+    return Permit(
+        destination=permit.destination,
+        flow=flow,
+        policy=permit.policy,
+        rule_number=permit.rule_number,
+        notes=permit.notes,
+        mint=_MINT,
+    )
+
+
 def authorize_outbound(destination: Endpoint, *, illegal: Container[int]) -> Permit | Refusal:
     """Judge an outbound connection to its original destination: only calls to ourselves fail."""
     if is_outbound_self_call(destination, illegal):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ztunnel.model.flow import Flow
     from ztunnel.model.network import Endpoint
     from ztunnel.proxy.context import NodeContext, ProxyContext
+    from ztunnel.proxy.labels import Description
     from ztunnel.telemetry.access_log import Record
     from ztunnel.telemetry.traffic import Traffic
     from ztunnel.transport.dial import Dial
@@ -85,11 +86,11 @@ class Connection:
 
     # Its life.
 
-    def opened(self, traffic: Traffic) -> None:
-        """Say that all labels are known; counts the connection."""
-        self._traffic = traffic
+    def opened(self, description: Description) -> None:
+        """Say who is at both ends; counts the connection."""
+        traffic = self._traffic = self.context.node.metrics.traffic.traffic(description.labels)
         traffic.opened()
-        self.record.opened()
+        self.record.opened(description.ends)
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes moved so far: from the client, from the server."""

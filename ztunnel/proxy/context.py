@@ -11,6 +11,7 @@ import trio
 from ztunnel.decide.feedback import Feedback
 from ztunnel.errors import DeniedError, LimitError, RouteError
 from ztunnel.model.identity import Identity
+from ztunnel.proxy.entrances import Entrances
 from ztunnel.proxy.live import LiveConnections
 from ztunnel.proxy.ways import Ways
 
@@ -88,6 +89,7 @@ class ProxyContext:
     live: LiveConnections = field(default_factory=LiveConnections)
     connections: Places = field(default_factory=lambda: Places(0))
     ways: Ways = field(default_factory=Ways)
+    entrances: Entrances = field(default_factory=Entrances)
     feedback: Feedback = field(init=False)
     _workload: Workload | None = None
     _version: int = -1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.decide.admit import Admission, Rejection, admit
+from ztunnel.decide.authorize import permit_again
 from ztunnel.decide.route import UnknownAddress
 from ztunnel.errors import (
     DeniedError,
@@ -26,7 +27,8 @@ from ztunnel.errors import (
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, HostPort
 from ztunnel.proxy.connection import Connection
-from ztunnel.proxy.judgement import judge
+from ztunnel.proxy.entrances import Entrance, Question
+from ztunnel.proxy.judgement import explain, judge
 from ztunnel.proxy.labels import describe_admission
 from ztunnel.proxy.requests import TunnelRequest, response_headers
 from ztunnel.telemetry.access_log import Direction, Record
@@ -103,8 +105,12 @@ class InboundStream(Connection):
         if not self._has_place:
             self.context.node.metrics.limits_reached.count("connections_per_pod").add(1)
             raise LimitError(f"the pod has {places.most} connections already")
+        version = self.context.node.store.version
+        entrance = self.context.entrances.find(self._question(), version)
+        if entrance is not None:
+            self._enter_again(entrance)
+            return
         authority = self._request.authority()
-        self.record.hbone_target = authority
         workload = self.context.workload()
         if workload is None:
             self.wait_for(lambda: self._serve_when_known(authority))
@@ -136,9 +142,9 @@ class InboundStream(Connection):
             case Admission():
                 self._admission = answer
                 if self.context.lacks_policy(workload):
-                    self.wait_for(lambda: self._authorize_when_told(answer))
+                    self.wait_for(lambda: self._authorize_when_told(answer, authority))
                 else:
-                    self._authorize(answer, workload)
+                    self._authorize(answer, authority, workload, as_of=node.store.version)
             case Rejection(status=status, message=message):
                 raise RejectedError(message, status=status)
             case UnknownAddress(what=what):
@@ -155,30 +161,65 @@ class InboundStream(Connection):
 
     # Room 3: authorize.
 
-    async def _authorize_when_told(self, admission: Admission) -> None:
+    async def _authorize_when_told(self, admission: Admission, authority: Authority) -> None:
         workload = await self.context.known_policies()
         if not self.is_over:
-            self._authorize(admission, workload)
+            self._authorize(admission, authority, workload)
 
-    def _authorize(self, admission: Admission, workload: Workload) -> None:
-        node, facts = self.context.node, self._tunnel.facts
+    def _authorize(
+        self,
+        admission: Admission,
+        authority: Authority,
+        workload: Workload,
+        *,
+        as_of: int | None = None,
+    ) -> None:
+        """Ask policy; the answer is remembered if the admission is `as_of` the state of now."""
+        node, context = self.context.node, self.context
+        flow = self._flow_to(admission)
+        description = describe_admission(
+            node,
+            admission,
+            workload=workload,
+            identity=context.identity(workload),
+            flow=flow,
+            local=self._tunnel.facts.local,
+            request=self._request,
+            target=authority,
+        )
+        self.opened(description)
+        permit = judge(node, flow, workload, self.record)
+        if as_of == node.store.version:
+            entrance = Entrance(admission, description, permit)
+            context.entrances.keep(self._question(), as_of, entrance)
+        self._connect(admission, permit)
+
+    def _enter_again(self, entrance: Entrance) -> None:
+        """Do as for the connection before that asked the same under the same state."""
+        admission = self._admission = entrance.admission
+        permit = permit_again(entrance.permit, self._flow_to(admission))
+        self.opened(entrance.description)
+        explain(self.context.node, permit)
+        self._connect(admission, permit)
+
+    def _flow_to(self, admission: Admission) -> Flow:
+        self.actual = admission.destination
         flow = self.flow = Flow(
-            source=facts.peer,
+            source=self._tunnel.facts.peer,
             source_endpoint=self.source,
             destination=admission.destination,
         )
-        self.actual = admission.destination
-        labels = describe_admission(
-            self.record,
-            node,
-            workload=workload,
-            identity=self.context.identity(workload),
-            flow=flow,
-            service=admission.service,
-            request=self._request,
+        return flow
+
+    def _question(self) -> Question:
+        facts, request = self._tunnel.facts, self._request
+        return Question(
+            facts.peer,
+            self.source.ip,
+            facts.local,
+            request.forwarded_host,
+            tuple(request.essence()),
         )
-        self.opened(node.metrics.traffic.traffic(labels))
-        self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.
 

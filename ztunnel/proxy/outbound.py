@@ -24,7 +24,7 @@ from ztunnel.decide.route import (
 from ztunnel.errors import DeniedError, UnreachableError, ZtunnelError
 from ztunnel.linux.sockopt import original_destination
 from ztunnel.proxy.captured import CapturedConnection
-from ztunnel.proxy.labels import describe_far_side, label_hop, name_hop
+from ztunnel.proxy.labels import describe_far_side, describe_hop
 from ztunnel.proxy.opening import StreamOpening
 from ztunnel.proxy.ways import Way
 from ztunnel.telemetry.access_log import Direction
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ztunnel.model.network import Endpoint
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
-    from ztunnel.telemetry.traffic import Labels
+    from ztunnel.proxy.labels import Description
     from ztunnel.transport.pool import Pool
     from ztunnel.transport.sockets import Socket
     from ztunnel.transport.tunnel import Tunnel
@@ -56,8 +56,8 @@ class OutboundConnection(CapturedConnection):
 
     __slots__ = (
         "_chosen",
+        "_description",
         "_hop",
-        "_labels",
         "_opening",
         "_pool",
         "_target",
@@ -72,7 +72,7 @@ class OutboundConnection(CapturedConnection):
         self._target: Endpoint | None = None
         self._chosen: Workload | None = None
         self._hop: Hop | None = None
-        self._labels: Labels | None = None
+        self._description: Description | None = None
         self._opening: StreamOpening | None = None
 
     # What the connection dump shows.
@@ -200,11 +200,9 @@ class OutboundConnection(CapturedConnection):
         hop = self._hop = way.hop
         self._count(hop.workload)
         self.actual = hop.peer
-        identity = self.context.identity(workload)
-        name_hop(self.record, identity, workload, hop)
-        if way.labels is None:
-            way.labels = label_hop(identity, workload, hop)
-        self._labels = way.labels
+        if way.description is None:
+            way.description = describe_hop(self.context.identity(workload), workload, hop)
+        self._description = way.description
 
     def _count(self, workload: Workload | None) -> None:
         """Let the next choice know of a connection to this endpoint, until another is named."""
@@ -217,8 +215,8 @@ class OutboundConnection(CapturedConnection):
 
     def _open_books(self) -> None:
         """Count and log the connection, as everything about it is known."""
-        assert self._labels is not None
-        self.opened(self.context.node.metrics.traffic.traffic(self._labels))
+        assert self._description is not None
+        self.opened(self._description)
 
     def another_hop(self, failed: Hop) -> Hop | None:
         """Give another endpoint of the same service, if there is one."""
@@ -243,9 +241,9 @@ class OutboundConnection(CapturedConnection):
         if far is None:
             self._opening = None  # it has no inner connection to look after
         else:
-            assert self._labels is not None
+            assert self._description is not None
             answer = parse_baggage(values_of(event.headers, BAGGAGE))
-            self._labels = describe_far_side(self.record, self._labels, answer, far)
+            self._description = describe_far_side(self._description, answer, far)
             self._open_books()
         self.greet()
         relay = self._relay = StreamRelay(reactor, self._sock, tunnel, stream, self.end)
@@ -271,7 +269,7 @@ class OutboundConnection(CapturedConnection):
 
     def end(self, error: ZtunnelError | None) -> None:
         """Conclude; a double tunnel that failed half-way is counted as what was known of it."""
-        if not self.is_over and self._labels is not None and not self.record.is_open:
+        if not self.is_over and self._description is not None and not self.record.is_open:
             self._open_books()
         super().end(error)
 

@@ -89,16 +89,16 @@ class PlaintextConnection(CapturedConnection):
             source=None, source_endpoint=self.source, destination=admission.destination
         )
         self.actual = admission.destination
-        labels = describe_admission(
-            self.record,
+        assert self._original is not None
+        description = describe_admission(
             node,
+            admission,
             workload=workload,
             identity=self.context.identity(workload),
             flow=flow,
-            service=admission.service,
-            request=None,
+            local=self._original,
         )
-        self.opened(node.metrics.traffic.traffic(labels))
+        self.opened(description)
         self._connect(admission, judge(node, flow, workload, self.record))
 
     # Room 4: connect.

@@ -81,6 +81,14 @@ class TunnelRequest:
             None if forwarded is None else forwarded_host(forwarded),
         )
 
+    def essence(self) -> Headers:
+        """Give what two requests of one caller for the same thing have in common.
+
+        That is all but the id of the connection, and the application's own port in `forwarded`.
+        """
+        own = (TRACEPARENT, FORWARDED)
+        return [pair for pair in self.headers if pair[0] not in own]
+
     def without_headers(self) -> Self:
         """Keep the little that is of use for as long as the connection lives."""
         return type(self)([], self.method, self.forwarded_host)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ztunnel.decide.route import Hop
     from ztunnel.model.network import Endpoint, IpAddress
-    from ztunnel.telemetry.traffic import Labels
+    from ztunnel.proxy.labels import Description
     from ztunnel.transport.pool import PoolKey
 
 WAYS_MAX = 128  # a kibibyte each, and a node has hundreds of pods
@@ -25,7 +25,7 @@ class Way:
 
     hop: Hop
     source_ip: IpAddress
-    labels: Labels | None = None
+    description: Description | None = None
     key: PoolKey | None = None
 
 

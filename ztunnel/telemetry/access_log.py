@@ -1,6 +1,7 @@
 """Record: one line per connection, field names fixed here (dns-and-observability.md 8.4).
 
-The lines are formatted by hand, because they are written for every connection. Directions: bytes
+The lines are formatted by hand, because they are written for every connection, and what they say
+of both ends is printed once for all connections that share it. Directions: bytes
 are kept as "from the client" and "from the server", as the metrics count them, and shown as the
 application on this side sees them: outbound, sent is from the client; inbound, from the server.
 
@@ -10,7 +11,7 @@ nobody foresaw) and `policy`, the policy that refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address
@@ -92,18 +93,12 @@ class AccessLog:
 
 
 @dataclass(slots=True, kw_only=True)
-class Record:
-    """What is known of one connection; owned by the task that serves it.
+class Ends:
+    """What a line says of both ends, but for the caller's address; not changed once in use.
 
-    Fill in fields as they become known, call `opened` once the context is complete (before
-    connecting and before policy is asked), and `finish` exactly once. `started` and `now` are
-    seconds of `trio.current_time()`. None and empty fields are left out of the line.
+    None and empty fields are left out of the line. Connections of one way share one.
     """
 
-    log: AccessLog
-    direction: Direction
-    source: Endpoint
-    started: float
     destination: Endpoint | None = None
     hbone_target: Endpoint | HostPort | str | None = None  # the authority of the CONNECT
     source_workload: str | None = None
@@ -115,17 +110,66 @@ class Record:
     destination_namespace: str | None = None
     destination_identity: Identity | None = None  # with mutual TLS only
     destination_cluster: str | None = None
+    _printed: tuple[_Keys, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def text(self, keys: _Keys) -> str:
+        """Print it in the format of `keys`."""
+        printed = self._printed
+        if printed is None or printed[0] is not keys:
+            printed = self._printed = keys, self._print(keys)
+        return printed[1]
+
+    def _print(self, keys: _Keys) -> str:
+        (
+            _, k_workload, k_namespace, k_identity, k_cluster,
+            k_destination, k_hbone, k_service, k_to_workload, k_to_namespace, k_to_identity,
+            k_to_cluster, _,
+        ) = keys.context  # fmt: skip
+        return (
+            f"{_text(k_workload, self.source_workload)}"
+            f"{_text(k_namespace, self.source_namespace)}"
+            f"{_identity(k_identity, self.source_identity)}"
+            f"{_text(k_cluster, self.source_cluster)}"
+            f"{k_destination + _address(keys, self.destination) if self.destination else ''}"
+            f"{k_hbone + _address(keys, self.hbone_target) if self.hbone_target else ''}"
+            f"{_text(k_service, self.destination_service)}"
+            f"{_text(k_to_workload, self.destination_workload)}"
+            f"{_text(k_to_namespace, self.destination_namespace)}"
+            f"{_identity(k_to_identity, self.destination_identity)}"
+            f"{_text(k_to_cluster, self.destination_cluster)}"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What is known of one connection; owned by whoever serves it.
+
+    Call `opened` once both ends are known (before connecting and before policy is asked), and
+    `finish` exactly once. `started` and `now` are seconds of `trio.current_time()`. `destination`
+    is where the connection was meant to go, for as long as no more is known of it.
+    """
+
+    log: AccessLog
+    direction: Direction
+    source: Endpoint
+    started: float
+    destination: Endpoint | None = None
+    ends: Ends | None = None
     bytes_from_client: int = 0
     bytes_from_server: int = 0
     policy: str | None = None  # `namespace/name`
-    is_open: bool = False
     is_finished: bool = False
 
-    def opened(self) -> None:
-        """Say that the context is complete."""
-        assert not self.is_open
+    @property
+    def is_open(self) -> bool:
+        """Whether both ends are known."""
+        return self.ends is not None
+
+    def opened(self, ends: Ends) -> None:
+        """Say who is at the ends."""
+        assert self.ends is None
         assert not self.is_finished
-        self.is_open = True
+        self.ends = ends
         if self.log.sink.threshold <= _DEBUG:
             self.log.write("debug", "connection opened", self._context())
 
@@ -141,7 +185,7 @@ class Record:
             if threshold <= _INFO:
                 fields = self._context() + self._totals(now)
                 self.log.write("info", "connection complete", fields)
-        elif self.is_open:
+        elif self.ends is not None:
             if threshold <= _ERROR:
                 fields = self._context() + self._totals(now) + self._blame(error)
                 self.log.write("error", "connection complete", fields)
@@ -149,27 +193,12 @@ class Record:
             self.log.write("warn", "connection failed", self._ends() + self._blame(error))
 
     def _context(self) -> str:
-        """Print what is known before any byte moved: one expression, for speed."""
+        """Print what is known before any byte moved."""
         keys = self.log.keys
-        (
-            k_source, k_workload, k_namespace, k_identity, k_cluster,
-            k_destination, k_hbone, k_service, k_to_workload, k_to_namespace, k_to_identity,
-            k_to_cluster, k_direction,
-        ) = keys.context  # fmt: skip
+        ends = self.ends or Ends(destination=self.destination)
         return (
-            f"{k_source}{_address(keys, self.source)}"
-            f"{_text(k_workload, self.source_workload)}"
-            f"{_text(k_namespace, self.source_namespace)}"
-            f"{_identity(k_identity, self.source_identity)}"
-            f"{_text(k_cluster, self.source_cluster)}"
-            f"{k_destination + _address(keys, self.destination) if self.destination else ''}"
-            f"{k_hbone + _address(keys, self.hbone_target) if self.hbone_target else ''}"
-            f"{_text(k_service, self.destination_service)}"
-            f"{_text(k_to_workload, self.destination_workload)}"
-            f"{_text(k_to_namespace, self.destination_namespace)}"
-            f"{_identity(k_to_identity, self.destination_identity)}"
-            f"{_text(k_to_cluster, self.destination_cluster)}"
-            f'{k_direction}"{self.direction._value_}"'
+            f"{keys.context[0]}{_address(keys, self.source)}{ends.text(keys)}"
+            f'{keys.context[_DIRECTION]}"{self.direction._value_}"'
         )
 
     def _totals(self, now: float) -> str:

@@ -19,7 +19,7 @@ from tests.support.builders import (
     deny,
     exactly,
 )
-from ztunnel.decide.authorize import Permit, Refusal, authorize, authorize_outbound
+from ztunnel.decide.authorize import Permit, Refusal, authorize, authorize_outbound, permit_again
 from ztunnel.decide.classify import illegal_ports
 from ztunnel.model.flow import Flow
 from ztunnel.model.network import Endpoint, IpNetwork
@@ -113,6 +113,35 @@ def test_the_policies_of_a_store_are_asked() -> None:
     assert isinstance(authorize(FROM_FRONTEND, store.policies.for_workload(a_workload())), Refusal)
     elsewhere = store.policies.for_workload(a_workload(ns="bank"))
     assert isinstance(authorize(FROM_FRONTEND, elsewhere), Permit)
+
+
+def test_another_connection_of_the_same_caller_is_permitted_again() -> None:
+    before = a_flow(source="192.0.2.1:40000")
+    first = authorize(before, [allow("shop/frontend")])
+    assert isinstance(first, Permit)
+    flow = dataclasses.replace(before, source_endpoint=Endpoint.parse("192.0.2.1:40001"))
+    assert permit_again(first, flow) == authorize(flow, [allow("shop/frontend")])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"source": None},
+        {"source": an_identity("stranger")},
+        {"source_endpoint": Endpoint.parse("192.0.2.2:40000")},
+        {"destination": Endpoint.parse("192.0.2.99:80")},
+    ],
+)
+def test_nothing_else_is_permitted_again(other: dict[str, object]) -> None:
+    flow = a_flow()
+    permit = authorize(flow, [])
+    assert isinstance(permit, Permit)
+    with pytest.raises(ValueError, match="was permitted, not"):
+        permit_again(permit, dataclasses.replace(flow, **other))
+    outbound = authorize_outbound(flow.destination, illegal=())
+    assert isinstance(outbound, Permit)
+    with pytest.raises(ValueError, match="was permitted, not"):
+        permit_again(outbound, flow)
 
 
 def test_nobody_else_can_make_a_permit() -> None:

@@ -9,7 +9,8 @@ from ztunnel.errors import DeniedError, ZtunnelError
 from ztunnel.model.network import Endpoint
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import ProxyContext
-from ztunnel.telemetry.access_log import Direction, Record
+from ztunnel.proxy.labels import Description
+from ztunnel.telemetry.access_log import Direction, Ends, Record
 from ztunnel.telemetry.traffic import NOBODY, Labels, Reporter
 from ztunnel.transport.sockets import SocketFactory
 from ztunnel.wire.zds import PodInfo
@@ -47,7 +48,7 @@ class Call(Connection):
 
     def open_books(self) -> None:
         labels = Labels(Reporter.SOURCE, NOBODY, NOBODY)
-        self.opened(self.context.node.metrics.traffic.traffic(labels))
+        self.opened(Description(Ends(), labels))
 
 
 def metric(mesh: Mesh, name: str) -> str:

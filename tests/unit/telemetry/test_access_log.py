@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from ztunnel.errors import DeniedError, DrainError, RouteError
 from ztunnel.model.identity import Identity, Namespace, ServiceAccount, TrustDomain
 from ztunnel.model.network import Endpoint, HostPort, Port
-from ztunnel.telemetry.access_log import FIELDS, AccessLog, Direction, Record
+from ztunnel.telemetry.access_log import FIELDS, AccessLog, Direction, Ends, Record
 from ztunnel.telemetry.log import Pipeline
 from ztunnel.telemetry.writer import LineWriter
 
@@ -62,10 +62,8 @@ def a_record(log: AccessLog, **known: Any) -> Record:
     return Record(**(given_ | known))
 
 
-def the_example(log: AccessLog, direction: Direction = Direction.OUTBOUND) -> Record:
-    return a_record(
-        log,
-        direction=direction,
+def the_ends() -> Ends:
+    return Ends(
         destination=Endpoint.parse("192.0.2.20:15008"),
         hbone_target=Endpoint.parse("192.0.2.20:8080"),
         source_workload="web-0",
@@ -77,23 +75,25 @@ def the_example(log: AccessLog, direction: Direction = Direction.OUTBOUND) -> Re
         destination_namespace="shop",
         destination_identity=an_identity("cart"),
         destination_cluster="lab",
-        bytes_from_client=11,
-        bytes_from_server=22,
     )
+
+
+def the_example(log: AccessLog, direction: Direction = Direction.OUTBOUND) -> Record:
+    return a_record(log, direction=direction, bytes_from_client=11, bytes_from_server=22)
 
 
 def test_the_plain_example_byte_for_byte() -> None:
     log, lines = a_log()
     record = the_example(log)
-    record.opened()
+    record.opened(the_ends())
     record.finish(100.0039)
     assert lines == [PLAIN_EXAMPLE]
 
 
 def test_the_json_example_byte_for_byte() -> None:
     log, lines = a_log(json=True)
-    record = a_record(log, source_workload="web-0", bytes_from_client=11, bytes_from_server=22)
-    record.opened()
+    record = a_record(log, bytes_from_client=11, bytes_from_server=22)
+    record.opened(Ends(source_workload="web-0"))
     record.finish(100.003)
     expected = (
         f'{{"level":"info","time":"{TIME}","scope":"access","message":"connection complete",'
@@ -113,7 +113,7 @@ def test_the_json_example_byte_for_byte() -> None:
 def test_bytes_are_seen_from_the_application_on_this_side(direction: Direction, shown: str) -> None:
     log, lines = a_log()
     record = the_example(log, direction)
-    record.opened()
+    record.opened(the_ends())
     record.finish(101)
     assert shown in lines[0]
     assert f'direction="{direction}"' in lines[0]
@@ -122,7 +122,7 @@ def test_bytes_are_seen_from_the_application_on_this_side(direction: Direction, 
 def test_all_fields_come_in_the_order_of_the_reference() -> None:
     log, lines = a_log(json=True)
     record = the_example(log)
-    record.opened()
+    record.opened(the_ends())
     record.policy = "shop/deny-all"
     record.finish(101, DeniedError("no"))
     shown = json.loads(lines[0])
@@ -137,7 +137,7 @@ def test_all_fields_come_in_the_order_of_the_reference() -> None:
 def test_an_opened_line_is_for_debugging() -> None:
     log, lines = a_log("access=debug")
     record = the_example(log)
-    record.opened()
+    record.opened(the_ends())
     (line,) = lines
     assert line.startswith(f"{TIME}\tdebug\taccess\tconnection opened\tsrc.addr=")
     assert line.endswith('direction="outbound"\n')
@@ -145,7 +145,7 @@ def test_an_opened_line_is_for_debugging() -> None:
 
 def test_a_refusal_before_context_is_a_short_warning() -> None:
     log, lines = a_log()
-    record = a_record(log, destination=Endpoint.parse("[2001:db8::1]:80"), source_workload="web-0")
+    record = a_record(log, destination=Endpoint.parse("[2001:db8::1]:80"))
     record.finish(101, RouteError("unknown waypoint: x"))
     expected = (
         f"{TIME}\twarn\taccess\tconnection failed\tsrc.addr=192.0.2.10:40112 "
@@ -167,7 +167,7 @@ def test_a_refusal_before_context_is_a_short_warning() -> None:
 def test_whose_fault_it_was(error: Exception, text: str | None, reason: str) -> None:
     log, lines = a_log(json=True)
     record = the_example(log)
-    record.opened()
+    record.opened(the_ends())
     record.finish(101, error)
     shown = json.loads(lines[0])
     assert (shown["error"], shown["reason"]) == (text or str(error), reason)
@@ -180,7 +180,7 @@ def test_a_record_ends_once() -> None:
     with pytest.raises(AssertionError):
         record.finish(102)
     with pytest.raises(AssertionError):
-        record.opened()
+        record.opened(the_ends())
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_record_ends_once() -> None:
 def test_the_level_of_the_target_decides(wanted: str, error: Exception | None, lines: int) -> None:
     log, written = a_log(wanted)
     record = the_example(log)
-    record.opened()
+    record.opened(the_ends())
     record.finish(101, error)
     assert len(written) == lines
 
@@ -212,9 +212,9 @@ def test_a_peer_cannot_forge_a_line_or_a_field(
 ) -> None:
     log, lines = a_log(json=as_json)
     workload, service, authority, error = texts
-    record = a_record(log, source_workload=workload, destination_service=service)
-    record.hbone_target = HostPort(authority, port)
-    record.opened()
+    record = a_record(log)
+    target = HostPort(authority, port)
+    record.opened(Ends(source_workload=workload, destination_service=service, hbone_target=target))
     record.finish(101, DeniedError(error))
     (line,) = lines
     assert len(line.splitlines()) == 1
@@ -230,3 +230,26 @@ def test_a_peer_cannot_forge_a_line_or_a_field(
         assert len(names) == len(set(names))
         assert set(names) <= set(FIELDS)
     assert len(line) < 20_000
+
+
+def test_what_is_shared_is_printed_once_in_each_format() -> None:
+    ends = the_ends()
+    for as_json in (False, True, False):
+        log, lines = a_log(json=as_json)
+        for port in ("1", "2"):
+            record = a_record(log, source=Endpoint.parse(f"192.0.2.10:{port}"))
+            record.opened(ends)
+            record.finish(101)
+        first, second = lines
+        assert first.replace("192.0.2.10:1", "192.0.2.10:2") == second
+        assert first.startswith("{") is as_json
+        assert ends.text(log.keys) is ends.text(log.keys)
+
+
+def test_an_end_in_good_order_before_the_ends_are_known_names_what_was_meant() -> None:
+    log, lines = a_log(json=True)
+    record = a_record(log, destination=Endpoint.parse("192.0.2.20:80"))
+    record.finish(101)
+    shown = json.loads(lines[0])
+    assert (shown["src.addr"], shown["dst.addr"]) == (str(CLIENT), "192.0.2.20:80")
+    assert "dst.workload" not in shown
