@@ -196,7 +196,6 @@ class InboundTunnels:
         self, sock: Socket, peer: Endpoint, local: Endpoint
     ) -> tuple[Tunnel, bytes]:
         node = self._context.node
-        self._context.sockets.tune(sock)
         workload = await self._context.known_workload()
         own = self._context.identity(workload)
         try:

@@ -95,7 +95,6 @@ class OutboundConnection(CapturedConnection):
         self.attempt(self._begin, trouble=self.trouble)
 
     def _begin(self) -> None:
-        self.context.sockets.tune(self._sock)
         self.go_to(original_destination(self._sock))
 
     def go_to(self, target: Endpoint) -> None:

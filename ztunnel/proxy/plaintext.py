@@ -45,7 +45,6 @@ class PlaintextConnection(CapturedConnection):
         self.attempt(self._begin, trouble=self.trouble)
 
     def _begin(self) -> None:
-        self.context.sockets.tune(self._sock)
         original = self._original = original_destination(self._sock)
         self.record.destination = original
         workload = self.context.workload()

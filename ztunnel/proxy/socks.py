@@ -71,7 +71,6 @@ class SocksConnection(OutboundConnection):
         super().release(error)
 
     async def _converse(self) -> None:
-        self.context.sockets.tune(self._sock)
         server = Socks5Server()
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
             try:

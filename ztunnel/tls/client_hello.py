@@ -7,6 +7,7 @@ judges everything else about the message.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from ztunnel.errors import TlsError
@@ -93,10 +94,9 @@ def parse_client_hello(handshake: bytes) -> ClientOffer:
 
 def _numbers(content: bytes) -> tuple[int, ...]:
     """Read a vector of two-byte numbers."""
-    left, found = _Reader(content), []
-    while left:
-        found.append(left.number(2))
-    return tuple(found)
+    if len(content) % 2:
+        raise TlsError("malformed ClientHello", code=Alert.DECODE_ERROR)
+    return struct.unpack(f"!{len(content) // 2}H", content)
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:

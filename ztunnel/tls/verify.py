@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Self
 
 from cryptography import x509
@@ -17,6 +18,7 @@ from ztunnel.tls.alerts import Alert
 from ztunnel.tls.certificate import istio_identities, uri_names
 from ztunnel.tls.crl import Link, Revocations
 
+LEAVES_MAX = 1024  # two kibibytes each
 SHOWN_MAX = 8  # names in an error text; a peer may bring thousands
 SHOWN_CHARACTERS_MAX = 256
 
@@ -28,7 +30,6 @@ class PeerCertificate:
     `links` are what revocation needs to know of the verified chain; empty if that is not checked.
     """
 
-    leaf_der: bytes
     uri_sans: tuple[str, ...]
     identities: tuple[Identity, ...]
     not_after: float  # Unix seconds
@@ -36,8 +37,9 @@ class PeerCertificate:
     links: tuple[Link, ...] = ()
 
     @classmethod
+    @lru_cache(maxsize=LEAVES_MAX)
     def parse(cls, leaf_der: bytes) -> Self:
-        """Read a leaf that OpenSSL accepted.
+        """Read a leaf that OpenSSL accepted; remembered, as a peer comes again with the same.
 
         Raises:
             TlsError: it cannot be read; better no connection than one with a guessed name.
@@ -52,7 +54,6 @@ class PeerCertificate:
                 f"unreadable peer certificate: {exc}", code=Alert.BAD_CERTIFICATE
             ) from exc
         return cls(
-            leaf_der=leaf_der,
             uri_sans=uris,
             identities=istio_identities(uris),
             not_after=not_after,

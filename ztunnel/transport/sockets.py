@@ -90,6 +90,7 @@ class SocketFactory:
             sock.setsockopt(socket.SOL_SOCKET, reuse, 1)
             if transparent is not False:
                 self._make_transparent(sock, required=transparent is True)
+            self.tune(sock)  # Linux hands these options on to what is accepted
             sock.bind((address, port))
             sock.listen(LISTEN_BACKLOG)
         except OSError as error:
@@ -128,7 +129,7 @@ class SocketFactory:
         return sock
 
     def tune(self, sock: socket.socket) -> None:
-        """Set what every established TCP socket of a proxy has."""
+        """Set what every TCP socket of a proxy has."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # There is no urgent data in a tunnel: it travels as the ordinary byte that it is.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)

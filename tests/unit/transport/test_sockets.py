@@ -103,6 +103,27 @@ def test_a_dial_begins_at_once_and_sets_what_every_connection_has(server) -> Non
         assert server.accept()[0].close() is None
 
 
+def test_what_a_listener_accepts_has_what_every_connection_has() -> None:
+    keepalive = KeepaliveSettings(idle_seconds=7, interval_seconds=8, retries=3)
+    sockets = replace(PLAIN, keepalive=keepalive, user_timeout=True, ipv6=False)
+    with (
+        sockets.listen(0, transparent=False, host="127.0.0.1") as door,
+        socket.create_connection(door.getsockname()),
+    ):
+        door.settimeout(5)
+        with door.accept()[0] as accepted:
+            for level, option, value in (
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 8),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 31_000),
+            ):
+                assert accepted.getsockopt(level, option) == value
+
+
 def test_nothing_is_dialled_without_a_permit(server) -> None:
     with pytest.raises(AssertionError):
         PLAIN.dial(None, Endpoint.of(server.getsockname()))  # type: ignore[arg-type]

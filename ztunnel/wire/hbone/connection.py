@@ -70,6 +70,20 @@ class HboneConnection(Messages):
     It should take them only when it can pass them on, so that a peer that does not read is noticed.
     """
 
+    __slots__ = (
+        "_data_ends",
+        "_data_left",
+        "_data_stream",
+        "_failure",
+        "_owed",
+        "_partial",
+        "_partial_size",
+        "_preface_left",
+        "_receive_window",
+        "_skip_left",
+        "withholding",
+    )
+
     def __init__(
         self,
         *,

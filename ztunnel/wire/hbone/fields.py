@@ -56,6 +56,14 @@ class FieldCodec:
     else is unusual. Both ends of one tunnel then need a fifth of the time.
     """
 
+    __slots__ = (
+        "_by_index",
+        "_decoder",
+        "_encoder",
+        "_indexed",
+        "_max_list_size",
+    )
+
     def __init__(self, *, max_list_size: int) -> None:
         self._decoder = Decoder(max_header_list_size=max_list_size)
         self._encoder = Encoder()

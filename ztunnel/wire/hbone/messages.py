@@ -38,6 +38,14 @@ SWITCHING_PROTOCOLS: Final = 101
 class Messages(Steering):
     """Adds header blocks and what they begin, answer or end."""
 
+    __slots__ = (
+        "_block",
+        "_block_ends_stream",
+        "_block_stream_id",
+        "_continuations",
+        "_expected",
+    )
+
     def __init__(self, *, client: bool, settings: HboneSettings, limits: HboneLimits) -> None:
         super().__init__(client=client, settings=settings, limits=limits)
         # The only kind of frame that may come next, None for any.

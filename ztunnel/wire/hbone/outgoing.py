@@ -54,6 +54,31 @@ CREDIT_SHARE: Final = 4  # give credit back when a quarter of the window is owed
 class Outgoing:
     """The sending side of a connection, either role."""
 
+    __slots__ = (
+        "_codec",
+        "_final_id",
+        "_last_peer_id",
+        "_next_id",
+        "_nuisance",
+        "_peer_stream_window",
+        "_reply_bytes",
+        "_reply_mark",
+        "_reset_ids",
+        "_resets",
+        "_stream_window",
+        "client",
+        "control",
+        "draining",
+        "goaway_received",
+        "limits",
+        "peer_max_concurrent_streams",
+        "peer_max_frame_size",
+        "send_window",
+        "settings",
+        "settings_received",
+        "streams",
+    )
+
     def __init__(self, *, client: bool, settings: HboneSettings, limits: HboneLimits) -> None:
         self.client = client
         self.settings = settings

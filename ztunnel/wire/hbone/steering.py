@@ -37,6 +37,8 @@ SETTINGS_COST: Final = 10
 class Steering(Outgoing):
     """Adds what the peer's control frames do to the shared state."""
 
+    __slots__ = ()
+
     def _on_settings(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         self._require_connection(stream_id, FrameKind.SETTINGS)
         self._nuisance.spend("SETTINGS", cost=SETTINGS_COST)
