@@ -130,7 +130,7 @@ class OutboundConnection(CapturedConnection):
                 way = Way(hop, self.source.ip)
                 # On demand, an address that nobody owns is asked about again.
                 if node.demand is None or hop.workload is not None:
-                    ways.keep(target, way)
+                    way = ways.keep(target, way)
                 self._go(workload, way, permit)
             case ResolveHostname() as wanted:
                 self.wait_for(lambda: self._resolve(workload, wanted, permit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
@@ -91,7 +92,13 @@ class TunnelRequest:
 
     def without_headers(self) -> Self:
         """Keep the little that is of use for as long as the connection lives."""
-        return type(self)([], self.method, self.forwarded_host)
+        return self._bare(self.method, self.forwarded_host)
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def _bare(cls, method: bytes, forwarded_host: str | None) -> Self:
+        """Make one without headers; nearly all connections share one."""
+        return cls([], method, forwarded_host)
 
     def authority(self) -> Endpoint | HostPort:
         """Read where the client wants to go.

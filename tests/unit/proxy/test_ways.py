@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -57,3 +58,31 @@ def test_calling_ever_new_targets_takes_no_more_memory(monkeypatch: pytest.Monke
         ways.keep(Endpoint.parse(f"192.0.2.10:{port}"), Way(TO_POD, CALLER))
     kept = [ways.find(Endpoint.parse(f"192.0.2.10:{port}"), CALLER, 1) for port in range(1, 100)]
     assert 0 < sum(way is not None for way in kept) <= 3
+
+
+@pytest.mark.parametrize("hop", [CHOSEN, ELSEWHERE], ids=["a service's", "a gateway's"])
+def test_what_follows_from_a_choice_is_shared_by_those_who_chose_the_same(hop: Hop) -> None:
+    ways = Ways()
+    ways.find(TARGET, CALLER, 1)
+    way = ways.keep(TARGET, Way(hop, CALLER))
+    assert ways.keep(TARGET, Way(replace(hop), CALLER)) is way
+    for another in (
+        Way(hop, OTHER_CALLER),
+        Way(replace(hop, authority=TARGET), CALLER),
+        Way(replace(hop, peer=Endpoint.parse("192.0.2.11:15008")), CALLER),
+    ):
+        assert ways.keep(TARGET, another) is another
+    way = ways.keep(TARGET, Way(hop, CALLER))
+    assert ways.keep(Endpoint.parse("192.0.2.10:8081"), Way(hop, CALLER)) is not way
+    ways.find(TARGET, CALLER, 2)
+    assert ways.keep(TARGET, Way(hop, CALLER)) is not way
+
+
+def test_ever_new_choices_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAYS_MAX", 3)
+    ways = Ways()
+    ways.find(TARGET, CALLER, 1)
+    peers = [Endpoint.parse(f"192.0.2.10:{port}") for port in range(1, 100)]
+    made = [ways.keep(TARGET, Way(replace(CHOSEN, peer=peer), CALLER)) for peer in peers]
+    again = [ways.keep(TARGET, Way(replace(CHOSEN, peer=peer), CALLER)) for peer in reversed(peers)]
+    assert sum(one is two for one, two in zip(made, reversed(again), strict=True)) <= 3
