@@ -27,7 +27,6 @@ LOAD_BALANCING (random, as the reference, or least-connections) among equal endp
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -40,6 +39,7 @@ from ztunnel.model.network import Endpoint, Network
 from ztunnel.model.proxy_config import PREFIX, ProxyConfig
 from ztunnel.model.settings import (
     REDACTED,
+    SHOWN_CHARS,
     Balancing,
     ProxyMode,
     ServerUrl,
@@ -52,11 +52,13 @@ from ztunnel.model.settings import (
     compliance,
     derived,
     dns_addresses,
+    dns_capture,
     drain_seconds,
     fake_ca,
     header,
     integer,
     is_true,
+    json_metadata,
     needed_server_url,
     no_limit,
     optional,
@@ -86,7 +88,6 @@ DEFAULT_PACKET_MARK = 1337
 WINDOW_MAX = 2**31 - 1  # RFC 9113 s6.9.1
 FRAME_MIN, FRAME_MAX = 16384, 16777215  # RFC 9113 s4.2
 MARK_MAX = 2**32 - 1
-SHOWN_VALUE_CHARS = 80
 _HEADER_PREFIXES = ("XDS_HEADER_", "CA_HEADER_")
 _SECRETS = ("AUTH_TOKEN", *_HEADER_PREFIXES)
 DEFAULT_SERVER = ServerUrl("localhost", ISTIOD_PORT)
@@ -297,7 +298,7 @@ class _Reader:
             return parse(default)
 
     def complain(self, name: str, reason: str) -> None:
-        shown = self.env.get(name, "")[:SHOWN_VALUE_CHARS].encode("unicode_escape").decode()
+        shown = self.env.get(name, "")[:SHOWN_CHARS].encode("unicode_escape").decode()
         if name.startswith(_SECRETS):
             shown = REDACTED
         self.problems.append(f"invalid env var {name}={shown} ({reason})")
@@ -333,13 +334,13 @@ class _Reader:
             self.problems.append(f"invalid env var ISTIO_META_DNS_PROXY_ADDR={dns} ({exc})")
         return {
             "proxy_metadata": metadata,
-            "node_metadata": self._node_metadata(),
-            "warnings": tuple(self.warnings),
+            "node_metadata": json_metadata(self.env, self.warnings),
             "istio_version": metadata.get("ISTIO_VERSION", "unknown"),
-            "dns_enabled": metadata.get("DNS_CAPTURE", "true").lower() == "true",
+            "dns_enabled": dns_capture(metadata.get("DNS_CAPTURE", "true"), self.warnings),
             "dns_addresses": addresses,
             "admin_port": self.proxy_config.admin_port or DEFAULT_ADMIN_PORT,
             "stats_port": self.proxy_config.stats_port or DEFAULT_STATS_PORT,
+            "warnings": tuple(self.warnings),
         }
 
     def limits(self, mode: ProxyMode, cpus: int) -> dict[str, object]:
@@ -411,12 +412,3 @@ class _Reader:
             except ValueError as exc:
                 self.complain(name, str(exc))
         return tuple(headers)
-
-    def _node_metadata(self) -> dict[str, object]:
-        metadata: dict[str, object] = {}
-        for name in sorted(name for name in self.env if name.startswith("ISTIO_METAJSON_")):
-            try:
-                metadata[name.removeprefix("ISTIO_METAJSON_")] = json.loads(self.env[name])
-            except ValueError as exc:  # the reference skips these too
-                self.warnings.append(f"{name} is ignored: {exc}")
-        return metadata

@@ -198,6 +198,19 @@ def test_dns_is_on_unless_told_otherwise(env: dict[str, str], *, expected: bool)
 
 
 @pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("True", []),
+        ("FALSE", []),
+        ("xx", ["ISTIO_META_DNS_CAPTURE: 'xx' is neither true nor false, so DNS is off"]),
+        ("", ["ISTIO_META_DNS_CAPTURE: '' is neither true nor false, so DNS is off"]),
+    ],
+)
+def test_a_doubtful_word_about_dns_is_warned_about(text: str, warned: list[str]) -> None:
+    assert list(config({"ISTIO_META_DNS_CAPTURE": text}).warnings) == warned
+
+
+@pytest.mark.parametrize(
     ("text", "addresses"),
     [
         ("localhost:53", ["127.0.0.1:53", "[::1]:53"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -17,6 +18,8 @@ from ztunnel.model.network import Endpoint
 T = TypeVar("T")
 
 REDACTED = "<redacted>"
+SHOWN_CHARS = 80  # of a value that is complained about
+_JSON_PREFIX = "ISTIO_METAJSON_"
 INT_MAX = 2**31 - 1
 SECONDS_MAX = 10**10  # three centuries: far beyond it, deadlines overflow
 _UNIT_SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1} | {
@@ -262,6 +265,26 @@ def dns_addresses(text: str) -> tuple[Endpoint, ...]:
         return (Endpoint.parse(text),)
     except ValueError:
         raise ValueError("not an address; write localhost:15053 or ip:port") from None
+
+
+def dns_capture(text: str, warnings: list[str]) -> bool:
+    """Tell whether the DNS proxy is on; the reference takes all but `true` for no, in silence."""
+    capture = text.lower()
+    if capture not in ("true", "false"):
+        reason = f"{capture[:SHOWN_CHARS]!r} is neither true nor false"
+        warnings.append(f"ISTIO_META_DNS_CAPTURE: {reason}, so DNS is off")
+    return capture == "true"
+
+
+def json_metadata(env: Mapping[str, str], warnings: list[str]) -> dict[str, object]:
+    """Read what is in `ISTIO_METAJSON_*`; what is no JSON is left out, as in the reference."""
+    metadata: dict[str, object] = {}
+    for name in sorted(name for name in env if name.startswith(_JSON_PREFIX)):
+        try:
+            metadata[name.removeprefix(_JSON_PREFIX)] = json.loads(env[name])
+        except ValueError as exc:
+            warnings.append(f"{name} is ignored: {exc}")
+    return metadata
 
 
 def needed_server_url(text: str) -> ServerUrl:
