@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from cni.redirect.rules import (
     Accept,
@@ -49,6 +49,8 @@ PROBE_SOURCES = (
 )
 IPV4 = 4
 LOOPBACKS = (ip_address("127.0.0.1"), ip_address("::1"))
+# Only IPv6: its sockets are bound to the link. 169.254.0.0/16 holds resolvers of whole clusters.
+LINK_LOCAL = ip_network("fe80::/10")
 
 NAT = "istio-ambient-nat"
 MANGLE = "istio-ambient-mangle"
@@ -161,6 +163,11 @@ class RedirectPlan:
     def _nat_output(self) -> Iterator[Rule]:
         for ip in self._families(self.probe_sources):
             yield Rule((_IS_TCP, HasAddress(ip)), Accept())
+        if self.dns or self.ipv6:
+            # Ours: the reference redirects these, too, but who calls an address of a link is bound
+            # to the link, and from there no way leads to a proxy on ::1: it could call nobody. No
+            # workload is known by such an address, so there is nothing that the proxy could add.
+            yield Rule((InNetwork(LINK_LOCAL),), Accept())
         if self.dns:
             yield from self._dns_output()
         yield Rule((_IS_TCP, HasMark(CONNECTION_MARK)), Accept())

@@ -48,7 +48,10 @@ def listen(netns: PodNetns, port: int, *, host: str = "::", mark: int = 0) -> so
 def connect(
     netns: PodNetns, host: str, port: int, *, mark: int = 0, source: str | None = None
 ) -> socket.socket:
-    """Connect from inside a namespace, with another's address if `source` says so."""
+    """Connect from inside a namespace, with another's address if `source` says so.
+
+    An address of a link ends in `%` and the number that the link has inside.
+    """
 
     def make() -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -62,7 +65,8 @@ def connect(
     try:
         if source:
             sockopt.bind_as(sock, Endpoint.of((source, 0)).ip)
-        sock.connect((host, port))
+        bare, _, link = host.partition("%")
+        sock.connect((bare, port, 0, int(link)) if link else (host, port))
     except OSError:
         sock.close()
         raise

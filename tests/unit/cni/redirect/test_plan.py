@@ -20,6 +20,7 @@ IN_4 = f"ip daddr != 127.0.0.1 tcp dport != 15008 {NOT_M} counter redirect to :1
 IN_6 = f"ip6 daddr != ::1 tcp dport != 15008 {NOT_M} counter redirect to :15006"
 OUT_PROBE4 = f"meta l4proto tcp ip daddr {PROBE4} counter accept"
 OUT_PROBE6 = f"meta l4proto tcp ip6 daddr {PROBE6} counter accept"
+OUT_LINK = "ip6 daddr fe80::/10 counter accept"
 DNS_UDP = f'oifname != "lo" udp dport 53 {NOT_M} counter redirect to :15053'
 DNS_TCP4 = f"ip daddr != 127.0.0.1 tcp dport 53 {NOT_M} counter redirect to :15053"
 DNS_TCP6 = f"ip6 daddr != ::1 tcp dport 53 {NOT_M} counter redirect to :15053"
@@ -108,7 +109,7 @@ def test_tables_are_written_in_the_order_of_the_reference() -> None:
         pytest.param(
             RedirectPlan(),
             "nat/istio-output",
-            [OUT_PROBE4, OUT_PROBE6, OUT_MARKED, OUT_SELF4, OUT_SELF6, OUT_4, OUT_6],
+            [OUT_PROBE4, OUT_PROBE6, OUT_LINK, OUT_MARKED, OUT_SELF4, OUT_SELF6, OUT_4, OUT_6],
             id="what goes out",
         ),
         pytest.param(
@@ -117,6 +118,7 @@ def test_tables_are_written_in_the_order_of_the_reference() -> None:
             [
                 OUT_PROBE4,
                 OUT_PROBE6,
+                OUT_LINK,
                 DNS_UDP,
                 DNS_TCP4,
                 DNS_TCP6,
@@ -131,14 +133,20 @@ def test_tables_are_written_in_the_order_of_the_reference() -> None:
         pytest.param(
             RedirectPlan(dns=True, ipv6=False),
             "nat/istio-output",
-            [OUT_PROBE4, DNS_UDP, DNS_TCP4, OUT_MARKED, OUT_SELF4, OUT_4],
+            [OUT_PROBE4, OUT_LINK, DNS_UDP, DNS_TCP4, OUT_MARKED, OUT_SELF4, OUT_4],
             id="what goes out by ipv4 with dns",
+        ),
+        pytest.param(
+            RedirectPlan(ipv6=False),
+            "nat/istio-output",
+            [OUT_PROBE4, OUT_MARKED, OUT_SELF4, OUT_4],
+            id="what goes out by ipv4",
         ),
         pytest.param(RedirectPlan(dns=True), "raw/istio-output", [ZONE_OUT], id="13"),
         pytest.param(RedirectPlan(dns=True), "raw/istio-prerouting", [ZONE_IN], id="14"),
     ],
 )
-def test_rules_are_those_of_the_reference_in_its_order(
+def test_rules_are_those_of_the_reference_in_its_order_and_one_of_ours(
     plan: RedirectPlan, chain: str, wanted: list[str]
 ) -> None:
     assert rules(plan, chain) == wanted
@@ -166,6 +174,7 @@ def test_what_is_excluded_goes_out_directly_but_for_dns() -> None:
     plan = RedirectPlan(outbound_exclusion=EXCLUSION, dns=True, ipv6=False)
     assert rules(plan, "nat/istio-output") == [
         OUT_PROBE4,
+        OUT_LINK,
         DNS_UDP,
         DNS_TCP4,
         OUT_MARKED,
