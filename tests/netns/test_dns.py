@@ -14,6 +14,7 @@ from cni.redirect.apply import apply_redirect
 from cni.redirect.plan import RedirectPlan
 from tests.support.dns import printed, running
 from tests.support.dns_scene import (
+    CART,
     COMPARED,
     DNSMASQ,
     OTHER_RESOLVER,
@@ -129,14 +130,30 @@ async def test_service_records_and_reverse_names_of_the_mesh(scene: Scene) -> No
     async with serving(scene):
         pod, server = scene.pod, f"@{RESOLVER}"
         lines = (await printed(pod, "dig", "+short", server, WEB, "SRV")).splitlines()
-        assert sorted(lines) == [f"0 1 8080 web-{n}.{WEB}." for n in (0, 1)]
+        assert sorted(lines) == [f"0 50 8080 web-{n}.{WEB}." for n in (0, 1)]
+        for name, target in [
+            (f"web-0.{WEB}", f"0 100 8080 web-0.{WEB}."),
+            (f"_80._tcp.web-0.{WEB}", f"0 100 8080 web-0.{WEB}."),
+            (f"_80._tcp.{CART}", f"0 100 80 {CART}."),
+            (CART, f"0 100 80 {CART}."),
+        ]:
+            assert await printed(pod, "dig", "+short", server, name, "SRV") == f"{target}\n"
         assert await short(pod, server, "-x", "10.1.0.8") == [f"web-1.{WEB}."]
         assert await short(pod, server, "-x", "10.96.0.7") == ["cart.shop.svc.cluster.local."]
         assert await short(pod, server, "-x", "192.0.2.1") == ["example.org."]
 
 
-@pytest.mark.parametrize("rtype", ["HTTPS", "TXT", "SRV", "MX"])
-@pytest.mark.parametrize("name", ["cart.shop.svc.cluster.local", "api.mesh.example"])
+@pytest.mark.parametrize("by", ["+notcp", "+tcp"])
+async def test_service_records_bring_the_addresses_of_their_hosts(scene: Scene, by: str) -> None:
+    async with serving(scene):
+        text = await dig(scene.pod, by, f"@{RESOLVER}", f"_80._tcp.{WEB}", "SRV")
+        assert "flags: qr aa rd ra; QUERY: 1, ANSWER: 2, AUTHORITY: 0, ADDITIONAL: 3" in text
+        for number in (0, 1):
+            assert f"web-{number}.{WEB}. 30 IN A 10.1.0.{7 + number}" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("rtype", ["HTTPS", "TXT", "NAPTR", "MX"])
+@pytest.mark.parametrize("name", [CART, "api.mesh.example"])
 async def test_a_mesh_name_that_upstream_does_not_know_exists(
     scene: Scene, name: str, rtype: str
 ) -> None:

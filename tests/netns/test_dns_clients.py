@@ -160,6 +160,7 @@ const dns = require('dns').promises, names = process.argv.slice(1);
   }
   found.mx = await dns.resolveMx('example.org');
   found.srv = (await dns.resolveSrv('%s')).map((one) => one.port);
+  found.at = (await dns.resolveSrv('_80._tcp.%s')).map((one) => one.name).sort();
   found.missing = await dns.resolve4('missing.example.org').catch((error) => error.code);
   found.empty = await dns.resolve6('api.mesh.example').catch((error) => error.code);
   console.log(JSON.stringify(found));
@@ -181,6 +182,7 @@ async def test_node_finds_names(scene: Scene, tmp_path: Path) -> None:
         "4 example.org": ["192.0.2.1"],
         "mx": [{"exchange": "mail.example.org", "priority": 10}],
         "srv": [8080, 8080],
+        "at": [f"web-{number}.{WEB}" for number in (0, 1)],
         "missing": "ENOTFOUND",
         "empty": "ENODATA",
     }

@@ -21,7 +21,7 @@ from ztunnel.linux.netns import PodNetns
 from ztunnel.state.store import Store
 
 RESOLVER, RESOLVER_V6, OTHER_RESOLVER = "198.51.100.53", "2001:db8::53", "198.51.100.54"
-WEB = "web.shop.svc.cluster.local"
+WEB, CART = "web.shop.svc.cluster.local", "cart.shop.svc.cluster.local"
 LONG = " ".join('"' + "x" * 250 + '"' for _ in range(12))
 
 ZONE = f"""
@@ -126,7 +126,7 @@ def wait_for_port(member: Member, address: str) -> None:
 
 def a_mesh_store() -> Store:
     return a_store(
-        a_service("cart.shop.svc.cluster.local", vips=["10.96.0.7", "fd00:96::7"]),
+        a_service(CART, vips=["10.96.0.7", "fd00:96::7"]),
         a_service("bank.money.svc.cluster.local", ns="money", vips=["10.96.0.8"]),
         a_service("api.mesh.example", vips=["240.240.0.1"]),
         a_service(WEB),

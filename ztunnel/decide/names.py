@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import cast
 
 from ztunnel.model.identity import Namespace
-from ztunnel.model.network import IpAddress, Network, Port
+from ztunnel.model.network import IpAddress, Network
 from ztunnel.model.service import IpFamilies, Service, Visibility
 from ztunnel.model.workload import Workload
 from ztunnel.state.services import Services
@@ -131,24 +131,6 @@ def allows(found: Found, version: int, view: Viewpoint) -> bool:
     return not is_off and found.service.ip_families is not _FORBIDDEN[version]
 
 
-def targets(found: Found, view: Viewpoint, services: Services) -> list[tuple[str, Port]] | None:
-    """List the pods of a headless service with their ports; None if the name is no such service.
-
-    Which port is called what the control plane does not say, so `_http._tcp` is not ours to answer.
-    """
-    service = found.service
-    if service.vips or found.endpoint is not None or found.by_wildcard:
-        return None
-    listed: dict[tuple[str, Port], None] = {}
-    for workload in services.endpoints(service):
-        label = _label(workload)
-        if label and workload.network == view.network:
-            for port, target in workload.services.get(service.key, {}).items():
-                number = target or service.ports.get(port) or port
-                listed[f"{label}.{service.hostname}", number] = None
-    return list(listed)
-
-
 def name_of(ip: IpAddress, view: Viewpoint, services: Services, workloads: Workloads) -> str | None:
     """Say what an address of the client's network is called; None if the mesh has no name."""
     sharing = [
@@ -165,7 +147,7 @@ def name_of(ip: IpAddress, view: Viewpoint, services: Services, workloads: Workl
         service = services.by_key(key)
         if service is None or service.vips or not _is_answered(service, view):
             continue
-        label = _label(workload)
+        label = label_of(workload)
         if _is_visible(service, view) and _pods(service, view, services).get(label) is workload:
             return f"{label}.{service.hostname}"
     return workload.hostname or None
@@ -184,6 +166,13 @@ def reversed_address(name: str) -> IpAddress | None:
         return IPv6Address(int("".join(reversed(digits)), 16))
     except ValueError:
         return None
+
+
+def label_of(workload: Workload) -> str:
+    """Name a pod below its service: by its name, or its address if the name is no label."""
+    if workload.name and "." not in workload.name:
+        return workload.name.lower()
+    return _dashed(workload.ips[0]) if workload.ips else ""
 
 
 def _find_pod(name: str, view: Viewpoint, services: Services) -> Found | None:
@@ -206,7 +195,7 @@ def _pods(service: Service, view: Viewpoint, services: Services) -> Mapping[str,
         found: dict[str, Workload] = {}
         for workload in services.endpoints(service):
             if workload.network == view.network:
-                found.setdefault(_label(workload), workload)
+                found.setdefault(label_of(workload), workload)
                 for ip in workload.ips:
                     found.setdefault(_dashed(ip), workload)
         return found
@@ -216,15 +205,10 @@ def _pods(service: Service, view: Viewpoint, services: Services) -> Mapping[str,
     return cast("dict[str, Workload]", services.endpoints_of(service.key).remember(key, compute))
 
 
-def _label(workload: Workload) -> str:
-    """Name a pod below its service: by its name, or its address if the name is no label."""
-    if workload.name and "." not in workload.name:
-        return workload.name.lower()
-    return _dashed(workload.ips[0]) if workload.ips else ""
-
-
 def _dashed(ip: IpAddress) -> str:
-    return str(ip).replace(".", "-").replace(":", "-")
+    """Write an address as a label, as cluster DNS does: one that ended in a dash ends in a zero."""
+    label = str(ip).replace(".", "-").replace(":", "-")
+    return f"{label}0" if label.endswith("-") else label
 
 
 def _first_ip(workload: Workload, version: int) -> list[IpAddress]:

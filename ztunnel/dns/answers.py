@@ -4,7 +4,7 @@ A core: it gets the query and whose it is, and returns a plan. It never waits.
 
 Beyond the reference: other types of a mesh name are asked upstream, but "no such name" becomes
 "no such record", or resolvers would forget the addresses, too; "no such record" of ours comes with
-a SOA record, so that clients may remember it; SRV of headless services, and reverse names.
+a SOA record, so that clients may remember it; SRV of services and pods, and reverse names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ztunnel.decide import names
+from ztunnel.decide import names, targets
 from ztunnel.decide.names import Found, Viewpoint
-from ztunnel.model.network import IpAddress
+from ztunnel.decide.targets import Target
+from ztunnel.model.network import IpAddress, Port
 from ztunnel.state.store import Store
 from ztunnel.wire import dns, dns_records
 from ztunnel.wire.dns import Query, Rcode, RecordType, Reply
 
 TTL_SECONDS = 30
+WEIGHTS = 100  # of all SRV records of one answer together, as CoreDNS has it
 
 SUCCESS = "success"
 NO_RECORDS = "no records"
@@ -71,6 +73,7 @@ def shuffled(reply: Reply, rng: random.Random) -> Reply:
         leading=reply.leading,
         answers=rng.sample(reply.answers, len(reply.answers)),
         authority=reply.authority,
+        additional=reply.additional,
     )
 
 
@@ -80,6 +83,8 @@ def _plan(query: Query, view: Viewpoint, store: Store) -> Plan:
         return Forward()
     if query.rtype == RecordType.PTR and (ip := names.reversed_address(query.name)) is not None:
         decided = _reverse(query, ip, view, store)
+    elif query.rtype == RecordType.SRV and (asked := targets.numbered(query.name)) is not None:
+        decided = _at_port(query, *asked, view, store)
     else:
         found = names.find(query.name, view, store.services)
         if found is None:
@@ -98,14 +103,36 @@ def _about(query: Query, found: Found, view: Viewpoint, store: Store) -> Plan:
             return _empty(query, view, UNSUPPORTED)
         return _addresses(query, found, names.addresses(found, version, view, store.services), view)
     if query.rtype == RecordType.SRV:
-        listed = names.targets(found, view, store.services)
+        listed = targets.targets(found, view, store.services)
         if listed is not None:
-            owner = dns_records.owner_of(query, query.name)
-            records = [
-                dns_records.service_record(owner, host, port, TTL_SECONDS) for host, port in listed
-            ]
-            return _records(query, (), records, view)
+            ours = _services(query, listed, view)
+            # Its ports have weights and names that only the cluster's resolver may know.
+            return Forward(otherwise=ours.reply) if found.service.vips else ours
     return Forward(otherwise=_empty(query, view, NO_RECORDS).reply)
+
+
+def _at_port(query: Query, port: Port, name: str, view: Viewpoint, store: Store) -> Plan:
+    """Answer for `_8080._tcp.name`; if that is no port that we know, it is not ours to deny."""
+    found = names.find(name, view, store.services)
+    listed = None if found is None else targets.targets(found, view, store.services, port)
+    return _services(query, listed, view) if listed else Forward()
+
+
+def _services(query: Query, listed: Sequence[Target], view: Viewpoint) -> Local:
+    """Make SRV records that share what comes in, and give the addresses of their hosts, too."""
+    owner = dns_records.owner_of(query, query.name)
+    weight = max(1, WEIGHTS // max(1, len(listed)))
+    records = [
+        dns_records.service_record(owner, target.host, target.port, TTL_SECONDS, weight)
+        for target in listed
+    ]
+    hosts = {target.host: target.addresses for target in listed}
+    additional = tuple(
+        dns_records.address_record(dns_records.encode_name(host), ip, TTL_SECONDS)
+        for host, addresses in hosts.items()
+        for ip in addresses
+    )
+    return _records(query, (), records, view, additional)
 
 
 def _addresses(
@@ -129,11 +156,13 @@ def _reverse(query: Query, ip: IpAddress, view: Viewpoint, store: Store) -> Plan
 
 
 def _records(
-    query: Query, leading: tuple[bytes, ...], records: Sequence[bytes], view: Viewpoint
-) -> Local:
+    query: Query, leading: tuple[bytes, ...], records: Sequence[bytes], view: Viewpoint,
+    additional: tuple[bytes, ...] = (),
+) -> Local:  # fmt: skip
     if not records:
         return _empty(query, view, NO_RECORDS)
-    return Local(Reply(leading=leading, answers=records), SUCCESS, len(records))
+    reply = Reply(leading=leading, answers=records, additional=additional)
+    return Local(reply, SUCCESS, len(records))
 
 
 def _empty(query: Query, view: Viewpoint, result: str) -> Local:

@@ -114,13 +114,17 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer of our own. `leading` records keep their place before all others."""
+    """An answer of our own. `leading` records keep their place before all others.
+
+    Without `additional` records it is complete all the same.
+    """
 
     rcode: Rcode = Rcode.NOERROR
     is_authoritative: bool = True
     leading: tuple[bytes, ...] = ()
     answers: Sequence[bytes] = ()
     authority: tuple[bytes, ...] = ()
+    additional: tuple[bytes, ...] = ()
 
 
 def parse_query(data: bytes) -> Query | Refused | None:
@@ -230,7 +234,7 @@ def render(query: Query, reply: Reply, *, limit: int, message_id: int) -> bytes:
     if reply.is_authoritative:
         flags |= _AA
     parts = [b"", query.question]
-    answers = authorities = 0
+    answers = 0
     for record in (*reply.leading, *reply.answers):
         room -= len(record)
         if room < 0:
@@ -238,14 +242,25 @@ def render(query: Query, reply: Reply, *, limit: int, message_id: int) -> bytes:
             break
         parts.append(record)
         answers += 1
-    for record in reply.authority:
-        room -= len(record)
-        if room >= 0:
-            parts.append(record)
-            authorities += 1
+    authority = _fitting(reply.authority, room)
+    additional = _fitting(reply.additional, room - sum(map(len, authority)))
+    parts += authority
+    parts += additional
     parts.append(opt)
-    parts[0] = _HEADER.pack(message_id, flags, 1, answers, authorities, bool(opt))
+    others = len(additional) + bool(opt)
+    parts[0] = _HEADER.pack(message_id, flags, 1, answers, len(authority), others)
     return b"".join(parts)
+
+
+def _fitting(records: Sequence[bytes], room: int) -> list[bytes]:
+    """Take as many as fit: nobody asks again for what nobody asked for (RFC 2181 s9)."""
+    fitting = []
+    for record in records:
+        room -= len(record)
+        if room < 0:
+            break
+        fitting.append(record)
+    return fitting
 
 
 def _opt_record(opt: Opt, rcode: Rcode) -> bytes:

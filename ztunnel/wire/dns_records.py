@@ -63,13 +63,13 @@ def cname_record(query: Query, owner: bytes, target: str, ttl: int) -> tuple[byt
     return record, _REFERENCE.pack(_POINTER | at)
 
 
-def service_record(owner: bytes, host: str, port: int, ttl: int) -> bytes:
+def service_record(owner: bytes, host: str, port: int, ttl: int, weight: int) -> bytes:
     """Make an SRV record (RFC 2782).
 
     Raises:
         ValueError: the host is no name.
     """
-    return _record(owner, RecordType.SRV, ttl, _SERVICE.pack(0, 1, port) + encode_name(host))
+    return _record(owner, RecordType.SRV, ttl, _SERVICE.pack(0, weight, port) + encode_name(host))
 
 
 def pointer_record(owner: bytes, host: str, ttl: int) -> bytes:

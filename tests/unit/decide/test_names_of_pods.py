@@ -7,7 +7,6 @@ from tests.support.names import DOMAIN, HEADLESS, a_headless_store, a_pod, a_vie
 from ztunnel.decide import names
 from ztunnel.model.service import HealthPolicy, LoadBalancer, Visibility
 from ztunnel.model.workload import Health
-from ztunnel.state.store import Store
 
 
 def test_a_headless_service_has_the_addresses_of_its_endpoints() -> None:
@@ -85,43 +84,8 @@ def test_pods_of_a_service_that_is_not_visible_have_none() -> None:
 
 def test_ipv6_endpoints_are_named_with_dashes() -> None:
     pod = a_pod("v6.pod", "2001:db8::a", of=HEADLESS)
-    store = a_store(a_service(HEADLESS, ns="ns1"), pod)
+    round_one = a_pod("another.pod", "2001:db8::", of=HEADLESS)
+    store = a_store(a_service(HEADLESS, ns="ns1"), pod, round_one)
     assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 6) == ["2001:db8::a"]
     assert addresses_of(f"2001-db8--a.{HEADLESS}", store, 4) == []
-
-
-def targets_of(name: str, store: Store) -> list[tuple[str, int]] | None:
-    found = names.find(name, a_view(), store.services)
-    assert found is not None
-    return names.targets(found, a_view(), store.services)
-
-
-def test_the_targets_of_a_headless_service_are_its_pods_with_their_ports() -> None:
-    dotted = a_pod("node.pod", "10.1.0.3", of=HEADLESS)
-    far = a_pod("far", "10.1.0.4", of=HEADLESS, network="far")
-    nameless = a_workload("", ns="ns1", ips=[], services={f"ns1/{HEADLESS}": {80: 1}}, uid="x")
-    assert targets_of("web", a_headless_store(dotted, far, nameless)) == [
-        (f"web-0.{HEADLESS}", 8080),
-        (f"web-1.{HEADLESS}", 8080),
-        (f"10-1-0-3.{HEADLESS}", 8080),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("endpoint_port", "service_port", "expected"),
-    [(8080, 9090, 8080), (0, 9090, 9090), (0, 0, 80)],
-)
-def test_a_target_port_is_the_endpoints_else_the_services(
-    endpoint_port: int, service_port: int, expected: int
-) -> None:
-    store = a_store(
-        a_service(HEADLESS, ns="ns1", port_map={80: service_port}),
-        a_workload("web-0", ns="ns1", services={f"ns1/{HEADLESS}": {80: endpoint_port}}),
-    )
-    assert targets_of("web", store) == [(f"web-0.{HEADLESS}", expected)]
-
-
-def test_other_names_have_no_targets() -> None:
-    assert targets_of(f"web-0.{HEADLESS}", a_headless_store()) is None
-    assert targets_of("web", a_headless_store(vips=["10.0.0.1"])) is None
-    assert targets_of("x.svc.cluster.local", a_store(a_service("*.svc.cluster.local"))) is None
+    assert addresses_of(f"2001-db8--0.{HEADLESS}", store, 6) == ["2001:db8::"]

@@ -101,7 +101,18 @@ def records_of(name: str, rtype: str = "A", **more: object) -> list[str]:
         (
             WEB,
             "SRV",
-            [f"{WEB}. 30 IN SRV 0 1 8080 web-{n}.{WEB}." for n in (0, 1)],
+            [f"{WEB}. 30 IN SRV 0 50 8080 web-{n}.{WEB}." for n in (0, 1)],
+        ),
+        (f"web-1.{WEB}", "SRV", [f"web-1.{WEB}. 30 IN SRV 0 100 8080 web-1.{WEB}."]),
+        (
+            "_80._tcp.web",
+            "SRV",
+            [f"_80._tcp.web. 30 IN SRV 0 50 8080 web-{n}.{WEB}." for n in (0, 1)],
+        ),
+        (
+            "_80._tcp.cart.ns2",
+            "SRV",
+            ["_80._tcp.cart.ns2. 30 IN SRV 0 100 80 cart.ns2.svc.cluster.local."],
         ),
         ("v6only.ns1.svc.cluster.local", "SRV", [CLUSTER_ZONE]),
         (
@@ -142,6 +153,11 @@ def test_what_the_log_says_of_it(name: str, rtype: str, result: str, endpoints: 
         ("example.org", "HTTPS"),
         ("_http._tcp.web.ns1.svc.cluster.local", "SRV"),
         ("_grpclb._tcp.cart.ns1.svc.cluster.local", "SRV"),
+        ("_81._tcp.web.ns1.svc.cluster.local", "SRV"),
+        ("_80._udp.web.ns1.svc.cluster.local", "SRV"),
+        ("_80._tcp.web.ns1.svc.cluster.local", "A"),
+        ("_80._tcp.api.example.com", "SRV"),
+        ("_80._tcp.example.org", "SRV"),
         ("9.9.9.9.in-addr.arpa", "PTR"),
         (".", "NS"),
     ],
@@ -150,14 +166,42 @@ def test_what_is_not_ours_is_asked_upstream(name: str, rtype: str) -> None:
     assert planned(name, rtype) == Forward()
 
 
-@pytest.mark.parametrize("rtype", ["HTTPS", "SVCB", "TXT", "MX", "SRV", "ANY", "PTR"])
+CART = "cart.ns1.svc.cluster.local"
+
+
+@pytest.mark.parametrize("rtype", ["HTTPS", "SVCB", "TXT", "MX", "NAPTR", "CAA", "ANY", "PTR"])
 def test_other_types_of_our_names_never_do_not_exist(rtype: str) -> None:
-    plan = planned("cart.ns1.svc.cluster.local", rtype)
+    plan = planned(CART, rtype)
     assert isinstance(plan, Forward)
     assert plan.otherwise is not None
-    reply = printed(a_query("cart.ns1.svc.cluster.local", rtype), plan.otherwise)
+    reply = printed(a_query(CART, rtype), plan.otherwise)
     assert (reply.rcode(), reply.answer) == (0, [])
     assert [str(rrset) for rrset in reply.authority] == [CLUSTER_ZONE]
+
+
+def test_the_services_of_a_name_with_an_address_are_the_clusters_to_tell_if_it_can() -> None:
+    plan = planned(CART, "SRV")
+    assert isinstance(plan, Forward)
+    assert plan.otherwise is not None
+    reply = printed(a_query(CART, "SRV"), plan.otherwise)
+    assert [str(rrset) for rrset in reply.answer] == [f"{CART}. 30 IN SRV 0 100 80 {CART}."]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("web", [f"web-0.{WEB}. 30 IN A 10.1.0.1", f"web-1.{WEB}. 30 IN A 10.1.0.2"]),
+        (f"web-0.{WEB}", [f"web-0.{WEB}. 30 IN A 10.1.0.1"]),
+        ("_80._tcp.cart", [f"{CART}. 30 IN A 10.0.0.1", f"{CART}. 30 IN AAAA 2001:db8::1"]),
+    ],
+)
+def test_addresses_of_targets_come_along(name: str, expected: list[str]) -> None:
+    plan = planned(name, "SRV")
+    assert isinstance(plan, Local)
+    shuffled = answers.shuffled(plan.reply, random.Random(1))
+    for reply in (plan.reply, shuffled):
+        additional = printed(a_query(name, "SRV"), reply).additional
+        assert [str(rrset) for rrset in additional] == expected
 
 
 def test_the_class_of_mesh_names_is_internet() -> None:
@@ -175,6 +219,23 @@ def test_an_unknown_version_of_edns_is_refused_where_we_answer() -> None:
 def test_a_host_name_that_dns_cannot_carry_is_asked_upstream() -> None:
     store = a_store(a_service(f"{'x' * 70}.example.com", ns="ns1", vips=["10.0.0.1"]))
     assert planned("1.0.0.10.in-addr.arpa", "PTR", store) == Forward()
+
+
+def test_many_pods_have_a_weight_each() -> None:
+    pods = [
+        a_workload(
+            f"web-{n}",
+            ns="ns1",
+            ips=[f"10.1.{n // 250}.{n % 250}"],
+            services={f"ns1/{WEB}": {80: 80}},
+        )
+        for n in range(300)
+    ]
+    plan = planned("web", "SRV", a_store(a_service(WEB, ns="ns1"), *pods))
+    assert isinstance(plan, Local)
+    [records] = printed(a_query("web", "SRV"), plan.reply).answer
+    assert {record.weight for record in records} == {1}
+    assert len(records) == 300
 
 
 def test_answers_are_shuffled_but_what_leads_is_not() -> None:

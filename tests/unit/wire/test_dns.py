@@ -280,6 +280,18 @@ def test_an_authority_that_does_not_fit_is_left_out_without_a_word() -> None:
     assert 0 < len(reply.authority[0]) < 40
 
 
+@pytest.mark.parametrize("has_edns", [False, True])
+def test_additional_records_come_last_and_fill_what_room_is_left(*, has_edns: bool) -> None:
+    query = a_query(use_edns=0 if has_edns else -1)
+    first, *others = records(query, 60)
+    reply = rendered(query, Reply(answers=[first], additional=tuple(others)), limit=512)
+    assert not reply.flags & dns.flags.TC
+    assert [len(rrset) for rrset in reply.answer] == [1]
+    room = 512 - 12 - 33 - 16 - (11 if has_edns else 0)
+    assert [len(rrset) for rrset in reply.additional] == [room // 16]
+    assert (reply.opt is not None) == has_edns
+
+
 @given(count=st.integers(0, 120), limit=st.integers(512, 2000), has_edns=st.booleans())
 def test_any_answer_within_any_limit_can_be_read(count: int, limit: int, *, has_edns: bool) -> None:
     query = a_query(use_edns=0 if has_edns else -1)

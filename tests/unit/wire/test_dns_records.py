@@ -29,13 +29,13 @@ def test_records_are_what_dnspython_reads() -> None:
         query,
         dns_records.address_record(owner, parse_ip("10.0.0.1"), 30),
         dns_records.address_record(owner, parse_ip("2001:db8::1"), 31),
-        dns_records.service_record(owner, "web-0.example.org", 8080, 32),
+        dns_records.service_record(owner, "web-0.example.org", 8080, 32, 50),
         dns_records.pointer_record(owner, "example.org", 33),
         dns_records.zone_record("example.org", 34),
     ) == [
         "cart.shop. 30 IN A 10.0.0.1",
         "cart.shop. 31 IN AAAA 2001:db8::1",
-        "cart.shop. 32 IN SRV 0 1 8080 web-0.example.org.",
+        "cart.shop. 32 IN SRV 0 50 8080 web-0.example.org.",
         "cart.shop. 33 IN PTR example.org.",
         "example.org. 34 IN SOA ns.dns.example.org. hostmaster.example.org. 1 7200 1800 86400 34",
     ]
