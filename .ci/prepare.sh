@@ -14,7 +14,7 @@ CRI_API_VERSION=2.0.1
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
 TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl
-  dig:bind9-dnsutils unbound:unbound dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs musl-gcc:musl-tools apache2:apache2-bin haproxy:haproxy
+  dig:bind9-dnsutils unbound:unbound nsd:nsd dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs musl-gcc:musl-tools apache2:apache2-bin haproxy:haproxy
   containerd:containerd runc:runc /usr/lib/cni/ptp:containernetworking-plugins"
 
 apt_is_updated=no

@@ -16,7 +16,6 @@ from tests.support.dns import printed, running
 from tests.support.dns_scene import (
     CART,
     COMPARED,
-    DNSMASQ,
     OTHER_RESOLVER,
     RESOLVER,
     RESOLVER_V6,
@@ -26,7 +25,6 @@ from tests.support.dns_scene import (
     dig,
     serving,
     short,
-    wait_for_port,
 )
 from tests.support.namespaces import needs_root
 from tests.support.tunnels import open_descriptors
@@ -163,27 +161,6 @@ async def test_a_mesh_name_that_upstream_does_not_know_exists(
     assert "status: NOERROR" in answer
     assert "ANSWER: 0, AUTHORITY: 1" in answer
     assert "SOA" in answer
-
-
-AUTHORITY = "198.51.100.55"
-ZONE_HOSTS = 400  # some 12 KB: several segments
-
-
-async def test_a_zone_is_transferred_as_before(scene: Scene) -> None:
-    authority = scene.cluster.add_outside("authority", AUTHORITY)
-    words = (
-        *(*DNSMASQ, "--log-facility=/dev/null", "--auth-server=ns.zone.example"),
-        *("--auth-zone=zone.example", "--auth-soa=7", "--auth-sec-servers=ns.zone.example"),
-        *(f"--host-record=h{n}.zone.example,192.0.{n // 250}.{n % 250}" for n in range(ZONE_HOSTS)),
-    )
-    with running(authority, *words):
-        wait_for_port(scene.bare, AUTHORITY)
-        async with serving(scene) as served:
-            question = ("+tcp", f"@{AUTHORITY}", "zone.example", "AXFR")
-            before = await dig(scene.bare, *question)
-            assert before.count("\tA\t192.0.") == ZONE_HOSTS
-            assert await dig(scene.pod, *question) == before
-            assert served.counted("dns_upstream_requests", "axfr", "tcp", "web", "v1") == 1
 
 
 LIAR = "198.51.100.56"

@@ -1,9 +1,9 @@
 """Ask the resolver that the pod asked (dns-and-observability.md 2.8 and 11.2, 11.3).
 
-How it works: a query goes on as it came, in the transport in which it came, with an id of its own,
-and its answer goes back as it came. So EDNS, DNSSEC, truncation and whatever else two ends agree on
-work as without us, and a truncated answer makes the client ask by TCP, which we carry on by TCP.
-There is no cache: the resolver has one.
+How it works: a query goes on as it came, in the transport in which it came, and its answer goes
+back as it came; by UDP it has an id of ours on the way. So EDNS, DNSSEC, signatures, truncation and
+whatever else two ends agree on work as without us, and a truncated answer makes the client ask by
+TCP, which we carry on by TCP. There is no cache: the resolver has one.
 
 An answer must come from the server's address to our port with our id and our question; anything
 else is ignored (RFC 5452 s9). By UDP no query costs a task: its answer, or a deadline, calls back.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ztunnel.transport.sockets import SocketFactory
 
 DNS_PORT = Port(53)
+_V4 = 4
 # A lost datagram is sent again after two seconds. Together they end before the five seconds after
 # which glibc would ask again itself, so that it hears of the failure and tries its next server;
 # the reactor may be a quarter of a second late, twice.
@@ -95,24 +96,23 @@ class Upstream:
     ) -> None:
         """Ask the first server by TCP; a zone transfer delivers several answers.
 
+        The id stays: each query has a connection of its own, into which nobody else can write, and
+        of the messages of a signed transfer not all need to say which id they were signed with.
+
         Raises:
             UnreachableError: it did not answer.
             LimitError: too many queries are under way.
         """
         if not servers:
             raise UnreachableError(NO_SERVER)
-        server, number = servers[0], self._ids.getrandbits(16)
-
-        async def back(answer: bytes) -> None:
-            await deliver(dns.with_id(answer, dns.message_id_of(message)))
-
+        server = servers[0]
         with self._place(server):
             stream = await self._connected(server)
             async with stream:
                 try:
                     with trio.fail_after(ANSWER_SECONDS):
-                        await stream.send_all(dns.framed(dns.with_id(message, number)))
-                    if not await _deliver(stream, number, query, back):
+                        await stream.send_all(dns.framed(message))
+                    if not await _deliver(stream, dns.message_id_of(message), query, deliver):
                         raise UnreachableError(f"{server}: closed without an answer")
                 except trio.BrokenResourceError as error:
                     raise UnreachableError(f"{server}: {error.__cause__ or error}") from error
@@ -289,36 +289,44 @@ def _unreachable(server: Endpoint, error: OSError) -> UnreachableError:
 async def _deliver(stream: trio.SocketStream, number: int, query: Query, deliver: Deliver) -> bool:
     """Deliver what the server answers; return whether there was anything.
 
+    What is no answer buys it no time.
+
     Raises:
         trio.TooSlowError: the first answer did not come in time.
     """
     splitter = MessageSplitter()
     delivered = False
+    deadline = trio.current_time() + ANSWER_SECONDS
     while True:
-        with trio.move_on_after(ANSWER_SECONDS) as scope:
+        with trio.move_on_at(deadline) as scope:
             chunk = await stream.receive_some(CHUNK_BYTES)
         if scope.cancelled_caught or not chunk:
             break
         for answer in splitter.feed(bytes(chunk)):
-            # Only the first message of a transfer repeats the question (RFC 5936 s2.2.1).
-            continues = delivered and dns.message_id_of(answer) == number
-            if continues or dns.is_answer(answer, number, query.question):
+            goes_on = delivered and dns.is_continuation(answer, number)  # RFC 5936 s2.2.1
+            if goes_on or dns.is_answer(answer, number, query.question):
                 delivered = True
                 await deliver(answer)
                 if query.rtype not in _TRANSFERS:
                     return True
+                deadline = trio.current_time() + ANSWER_SECONDS
     if scope.cancelled_caught and not delivered:
         raise trio.TooSlowError
     return delivered
 
 
 def servers_of(resolv_conf: str) -> tuple[Endpoint, ...]:
-    """Read the `nameserver` lines of a resolv.conf(5)."""
+    """Read the `nameserver` lines of a resolv.conf(5).
+
+    Addresses of a link are left out: it is another one where the pod is.
+    """
     found = []
     for line in resolv_conf.splitlines():
         keyword, *words = line.split() or [""]
         if keyword == "nameserver" and words:
             # A wrong line is ignored, as resolvers do.
             with suppress(ValueError):
-                found.append(Endpoint(parse_ip(words[0]), DNS_PORT))
+                ip = parse_ip(words[0])
+                if ip.version == _V4 or not ip.is_link_local:
+                    found.append(Endpoint(ip, DNS_PORT))
     return tuple(found)

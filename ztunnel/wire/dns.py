@@ -52,8 +52,9 @@ class Rcode(IntEnum):
     BADVERS = 16
 
 
-# A server may answer so without repeating a question that it did not understand.
-_WITHOUT_QUESTION = frozenset({Rcode.FORMERR, Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED})
+# What says something of a name must repeat it. A server that refuses need not repeat what it did
+# not understand, or would not look at (NOTAUTH: a signature by a key it does not know).
+_WITH_QUESTION = frozenset({Rcode.NOERROR, Rcode.NXDOMAIN})
 
 
 class RecordType(IntEnum):
@@ -289,13 +290,20 @@ def is_answer(data: bytes, message_id: int, question: bytes) -> bool:
     if number != message_id or not flags & _QR or flags & _OPCODE:
         return False
     if questions == 0:
-        return flags & _RCODE in _WITHOUT_QUESTION
+        return flags & _RCODE not in _WITH_QUESTION
     end = HEADER_BYTES + len(question)
     # Some servers change the case of the name; a type is never to be lowered.
     return (
         questions == 1
         and data[end - 4 : end] == question[-4:]
         and data[HEADER_BYTES : end - 4].lower() == question[:-4].lower()
+    )
+
+
+def is_continuation(data: bytes, message_id: int) -> bool:
+    """Tell whether `data` goes on with an answer: only its first message has the question."""
+    return (
+        len(data) >= HEADER_BYTES and message_id_of(data) == message_id and bool(data[2] & _QR >> 8)
     )
 
 

@@ -1,32 +1,29 @@
 from __future__ import annotations
 
-import random
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import dns.message
-import dns.rcode
 import pytest
 import trio
 import trio.testing
 
+from tests.support.dns_asking import (
+    ANSWER,
+    MESSAGE,
+    RECORD,
+    an_upstream,
+    ask,
+    ask_by_tcp,
+    begin,
+    right,
+)
 from tests.support.resolvers import a_resolver, answered, silence
 from tests.support.tunnels import open_descriptors
 from ztunnel.dns import ports, upstream
-from ztunnel.dns.upstream import WAITS_SECONDS, Outcome, Upstream, servers_of
+from ztunnel.dns.upstream import WAITS_SECONDS, servers_of
 from ztunnel.errors import LimitError, UnreachableError
 from ztunnel.model.network import Endpoint
-from ztunnel.transport.reactor import Reactor
-from ztunnel.transport.sockets import SocketFactory
 from ztunnel.wire import dns as wire
-from ztunnel.wire.dns import Query
-
-OURS = SocketFactory(netns=None, mark=None, keepalive=None)
-MESSAGE = dns.message.make_query("example.org", "A", id=4711).to_wire()
-TRANSFER = dns.message.make_query("example.org", "AXFR", id=4711).to_wire()
-RECORD = "example.org. 60 IN A 192.0.2.1"
-ANSWER = answered(MESSAGE, RECORD)
 
 
 @pytest.fixture
@@ -35,93 +32,10 @@ def patient_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0.05)
 
 
-def a_query(message: bytes = MESSAGE) -> Query:
-    query = wire.parse_query(message)
-    assert isinstance(query, Query)
-    return query
-
-
-@asynccontextmanager
-async def an_upstream() -> AsyncIterator[Upstream]:
-    reactor = Reactor()
-    asking = Upstream(OURS, reactor, random.Random(1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reactor.run)
-        try:
-            yield asking
-        finally:
-            asking.close()
-            nursery.cancel_scope.cancel()
-
-
-def right(data: bytes, number: int) -> list[bytes]:
-    return [answered(data, RECORD)]
-
-
-class Ending:
-    """What came of one query by UDP."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self._ended = trio.Event()
-
-    def __call__(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self._ended.set()
-
-    async def came(self) -> None:
-        await self._ended.wait()
-
-    async def answer(self) -> bytes:
-        await self._ended.wait()
-        (outcome,) = self.outcomes
-        if isinstance(outcome, bytes):
-            return outcome
-        raise outcome
-
-
-def begin(asking: Upstream, *servers: Endpoint) -> Ending:
-    ending = Ending()
-    asking.ask_datagram(MESSAGE, a_query(), servers, ending)
-    return ending
-
-
-async def ask(*servers: Endpoint) -> bytes:
-    async with an_upstream() as asking:
-        ending = begin(asking, *servers)
-        await ending.came()
-    return await ending.answer()
-
-
-async def ask_by_tcp(*servers: Endpoint, message: bytes = MESSAGE) -> list[bytes]:
-    delivered: list[bytes] = []
-
-    async def deliver(answer: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        delivered.append(answer)
-
-    failure: Exception | None = None
-    async with an_upstream() as asking:
-        try:
-            await asking.ask_stream(message, a_query(message), servers, deliver)
-        except UnreachableError as error:
-            failure = error
-        assert asking.queries == 0
-    if failure is not None:
-        raise failure
-    return delivered
-
-
 async def test_by_udp_the_answer_comes_back_with_the_id_of_the_query() -> None:
     async with a_resolver(right) as resolver:
         assert await ask(resolver.endpoint) == ANSWER
     assert resolver.asked[0][2:] == MESSAGE[2:]
-    assert resolver.asked[0][:2] != MESSAGE[:2]
-
-
-async def test_by_tcp_the_answer_comes_back_with_the_id_of_the_query() -> None:
-    async with a_resolver(right) as resolver:
-        assert await ask_by_tcp(resolver.endpoint) == [ANSWER]
     assert resolver.asked[0][:2] != MESSAGE[:2]
 
 
@@ -274,15 +188,6 @@ async def test_by_udp_nothing_is_sent_or_heard_after_the_end(
     assert open_descriptors() == before
 
 
-async def test_by_tcp_a_cancelled_query_leaves_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody_accepts:
-        before = open_descriptors()
-        with trio.move_on_after(0.05) as scope:
-            await ask_by_tcp(Endpoint.of(nobody_accepts.getsockname()))
-        assert scope.cancelled_caught
-        assert open_descriptors() == before
-
-
 async def test_places_are_given_back_and_idle_servers_forgotten(
     patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,73 +202,6 @@ async def test_places_are_given_back_and_idle_servers_forgotten(
         assert list(asking._servers) == [other.endpoint]
 
 
-async def test_by_tcp_a_silent_resolver_is_given_up(
-    patient_clock: trio.testing.MockClock,
-) -> None:
-    async with a_resolver(silence) as resolver:
-        with pytest.raises(UnreachableError, match="timed out"):
-            await ask_by_tcp(resolver.endpoint)
-
-
-async def test_by_tcp_a_resolver_that_hangs_up_has_not_answered() -> None:
-    async with a_resolver(silence, close_after=1) as resolver:
-        with pytest.raises(UnreachableError, match="closed without an answer"):
-            await ask_by_tcp(resolver.endpoint)
-
-
-async def test_by_tcp_a_resolver_that_resets_has_not_answered(nursery: trio.Nursery) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    sock = trio.socket.from_stdlib_socket(listener)
-
-    async def reset() -> None:
-        stream, _ = await sock.accept()
-        await stream.recv(100)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        stream.close()
-
-    with sock:
-        nursery.start_soon(reset)
-        with pytest.raises(UnreachableError, match="reset"):
-            await ask_by_tcp(Endpoint.of(sock.getsockname()))
-
-
-async def test_by_tcp_a_resolver_that_cannot_be_reached_in_time_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(upstream, "CONNECT_SECONDS", 0)
-    async with a_resolver(right) as resolver:
-        with pytest.raises(UnreachableError, match="connection timed out"):
-            await ask_by_tcp(resolver.endpoint)
-
-
-async def test_a_connect_that_is_cancelled_leaves_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody_accepts:
-        before = open_descriptors()
-        with trio.move_on_after(0) as scope:
-            await ask_by_tcp(Endpoint.of(nobody_accepts.getsockname()))
-        assert scope.cancelled_caught
-        assert open_descriptors() == before
-
-
-async def test_a_zone_transfer_has_several_answers() -> None:
-    def script(data: bytes, number: int) -> list[bytes]:
-        first = answered(data, "example.org. 60 IN NS ns.example.org.")
-        rest = first[:4] + bytes(8)  # no question any more
-        stranger = wire.with_id(rest, wire.message_id_of(data) ^ 1)
-        return [first, stranger, rest]
-
-    async with a_resolver(script, close_after=1) as resolver:
-        delivered = await ask_by_tcp(resolver.endpoint, message=TRANSFER)
-    assert [wire.message_id_of(answer) for answer in delivered] == [4711, 4711]
-
-
-async def test_a_zone_transfer_ends_when_nothing_more_comes(
-    patient_clock: trio.testing.MockClock,
-) -> None:
-    async with a_resolver(right) as resolver:
-        assert len(await ask_by_tcp(resolver.endpoint, message=TRANSFER)) == 1
-
-
 def test_resolv_conf_is_read_as_resolvers_do() -> None:
     text = """
 # comment
@@ -372,6 +210,7 @@ nameserver 192.0.2.1
 nameserver\t2001:db8::1
   nameserver 192.0.2.2 # trailing
 nameserver fe80::1%eth0
+nameserver 169.254.20.10
 nameserver nonsense
 nameserver
 options ndots:5
@@ -380,5 +219,5 @@ options ndots:5
         "192.0.2.1:53",
         "[2001:db8::1]:53",
         "192.0.2.2:53",
-        "[fe80::1]:53",
+        "169.254.20.10:53",
     ]

@@ -328,12 +328,28 @@ QUESTION = b"\4Cart\0\0\x41\0\1"
         pytest.param(an_answer(b"", questions=0), False, id="no question"),
         pytest.param(an_answer(b"", questions=0, flags=0x8181), True, id="FORMERR, no question"),
         pytest.param(an_answer(b"", questions=0, flags=0x8185), True, id="REFUSED, no question"),
+        pytest.param(an_answer(b"", questions=0, flags=0x8189), True, id="NOTAUTH, no question"),
         pytest.param(an_answer(b"", questions=0, flags=0x8183), False, id="NXDOMAIN, no question"),
         pytest.param(an_answer()[:11], False, id="no header"),
     ],
 )
 def test_what_answers_a_question(data: bytes, expected: bool) -> None:
     assert wire.is_answer(data, 7, QUESTION) is expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(an_answer(b"", questions=0), True, id="no question"),
+        pytest.param(an_answer(), True, id="the question again"),
+        pytest.param(an_answer(number=8), False, id="another id"),
+        pytest.param(an_answer(flags=0x0180), False, id="a query"),
+        pytest.param(an_answer()[:11], False, id="no header"),
+    ],
+)
+def test_what_goes_on_with_an_answer(data: bytes, expected: bool) -> None:
+    assert wire.is_continuation(data, 7) is expected
+    assert not wire.is_continuation(b"", 0)
 
 
 @given(data=st.binary(max_size=64))
