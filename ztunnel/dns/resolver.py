@@ -2,8 +2,9 @@
 
 How it works: what can be said at once is said at once, by `ask`, which never waits. Everything
 else becomes a `Pending`, which the transport finishes: by UDP the answer calls back, by TCP it has
-a task of its own, so no query waits for another. A plan is remembered by the bytes of its query
-until anything in the store changes.
+a task of its own, so no query waits for another. A plan is remembered until anything in the store
+changes: by the bytes of its query, which costs nothing to look up, and by its question, for those
+who put something new (such as a cookie) into each query.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from ztunnel.telemetry.metrics import Metrics
 
 log = get("dns")
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MEMO_ENTRIES_MAX = 512
 MEMO_QUERY_BYTES_MAX = 320  # the longest name with EDNS and a cookie; more is not worth keeping
@@ -101,12 +105,14 @@ class Resolver:
         self.tally = Tally(metrics, client)
         self._rng = rng
         self._memo: dict[bytes, tuple[Query, Plan]] = {}
+        self._plans: dict[tuple[bytes, int], Plan] = {}
         self._version = -1
 
     def ask(self, data: bytes, transport: Transport) -> bytes | Pending | None:
         """Answer at once if possible; None if the message deserves no answer."""
         if self._version != self._store.version:
             self._memo.clear()
+            self._plans.clear()
             self._version = self._store.version
         known = self._memo.get(data[2:])
         if known is None:
@@ -119,8 +125,9 @@ class Resolver:
             workload = self._client.workload()
             if workload is None:
                 return Pending(data, query, None, transport)
-            known = query, answers.plan(query, self._view(workload), self._store)
-            self._remember(data, known)
+            known = query, self._plan(query, workload)
+            if len(data) <= MEMO_QUERY_BYTES_MAX:
+                _remember(self._memo, data[2:], known)
         query, plan = known
         self.tally.of(query, transport).requests.add(1)
         if isinstance(plan, Forward):
@@ -205,13 +212,14 @@ class Resolver:
             ipv6=naming.ipv6,
         )
 
-    def _remember(self, data: bytes, known: tuple[Query, Plan]) -> None:
-        if len(data) > MEMO_QUERY_BYTES_MAX:
-            return
-        if len(self._memo) >= MEMO_ENTRIES_MAX:
-            # The oldest goes: whoever asks for ever new names does not empty it for all others.
-            del self._memo[next(iter(self._memo))]
-        self._memo[data[2:]] = known
+    def _plan(self, query: Query, workload: Workload) -> Plan:
+        """Decide, or remember having decided: of a query only this much matters to it."""
+        key = query.question, 0 if query.opt is None else query.opt.version
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = answers.plan(query, self._view(workload), self._store)
+            _remember(self._plans, key, plan)
+        return plan
 
     def _say(self, data: bytes, query: Query, plan: Local, transport: Transport) -> bytes:
         self.note(query, plan.result, plan.endpoints)
@@ -242,6 +250,13 @@ class Resolver:
             "endpoints": endpoints,
         }
         log.debug("", **fields)
+
+
+def _remember(memo: dict[K, V], key: K, value: V) -> None:
+    if len(memo) >= MEMO_ENTRIES_MAX:
+        # The oldest goes: whoever asks for ever new names does not empty it for all others.
+        del memo[next(iter(memo))]
+    memo[key] = value
 
 
 class Forwarded:

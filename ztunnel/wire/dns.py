@@ -27,6 +27,7 @@ CLASS_IN = 1
 
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length
+_OPT = struct.Struct("!BHHIH")  # an empty name, then as any record
 _KIND = struct.Struct("!HH")  # type, class
 _LENGTH = struct.Struct("!H")
 
@@ -146,7 +147,7 @@ def parse_query(data: bytes) -> Query | Refused | None:
         return Refused(Rcode.FORMERR, _bare(message_id, flags, Rcode.FORMERR))
     try:
         name, rtype, rclass, end = _question(data)
-        opt = _opt(dns.wire.Parser(data, end), records) if records else None
+        opt = _opt(data, end, records) if records else None
     except (dns.exception.DNSException, ValueError):
         return Refused(Rcode.FORMERR, _bare(message_id, flags, Rcode.FORMERR))
     return Query(
@@ -168,12 +169,19 @@ def _question(data: bytes) -> tuple[str, int, int, int]:
     return name, *_KIND.unpack_from(data, at), at + _KIND.size
 
 
-def _opt(parser: dns.wire.Parser, records: int) -> Opt | None:
-    """Find OPT among the records.
+def _opt(data: bytes, at: int, records: int) -> Opt | None:
+    """Find OPT among the records that begin at `at`.
 
     Raises:
         ValueError: there are two, or a name is none.
+        DNSException: the message ends too soon.
     """
+    if records == 1 and len(data) >= at + OPT_BYTES:
+        # What nearly all send: OPT and nothing else, in 1 us instead of 8.
+        root, rtype, rclass, ttl, length = _OPT.unpack_from(data, at)
+        if root == 0 and rtype == RecordType.OPT and len(data) >= at + OPT_BYTES + length:
+            return Opt(rclass, ttl >> 16 & 0xFF, bool(ttl & _DNSSEC_OK))
+    parser = dns.wire.Parser(data, at)
     found: Opt | None = None
     for _ in range(records):
         is_root = _skip_name(parser)

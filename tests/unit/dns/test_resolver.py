@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import dns.edns
 import dns.message
 import dns.rcode
 import pytest
@@ -13,7 +15,7 @@ import trio.testing
 from tests.support.builders import a_service, a_store, a_workload
 from tests.support.dns import FakeClient
 from tests.support.resolvers import a_resolver, answered, silence
-from ztunnel.dns import resolver as module
+from ztunnel.dns import answers, resolver as module
 from ztunnel.dns.resolver import Naming, Pending, Resolver, Transport
 from ztunnel.dns.upstream import Outcome, Upstream
 from ztunnel.model.identity import Namespace
@@ -24,6 +26,7 @@ from ztunnel.telemetry.log import PIPELINE
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.sockets import SocketFactory
+from ztunnel.wire.dns import Query
 
 CART = a_service(vips=["10.0.0.1", "2001:db8::1"])
 UDP, TCP = Transport.UDP, Transport.TCP
@@ -135,6 +138,41 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(bench.resolver._memo) == 3
     bench.resolver.ask(a_query() + bytes(module.MEMO_QUERY_BYTES_MAX), UDP)
     assert len(bench.resolver._memo) == 3
+    assert len(bench.resolver._plans) == 3
+
+
+def a_fresh_query(number: int, **more: object) -> bytes:
+    cookie = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, number.to_bytes(8, "big"))
+    return a_query(options=[cookie], **more)
+
+
+def test_a_question_is_judged_once_whatever_else_is_in_the_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[Query] = []
+
+    def plan(query: Query, *rest: Any) -> answers.Plan:
+        judged.append(query)
+        return decide(query, *rest)
+
+    decide = answers.plan
+    monkeypatch.setattr(answers, "plan", plan)
+    bench = Bench()
+    for number in range(5):
+        assert records(bench.answer(a_fresh_query(number))) == ["cart.shop. 30 IN A 10.0.0.1"]
+    assert len(judged) == 1
+    bench.store.apply(Update(services=[a_service(vips=["10.0.0.9"])]))
+    assert records(bench.answer(a_fresh_query(6))) == ["cart.shop. 30 IN A 10.0.0.9"]
+
+
+def test_one_question_is_answered_as_each_query_wants_it() -> None:
+    bench = Bench()
+    for _ in range(2):
+        small = bench.answer(a_fresh_query(1, use_edns=0, payload=700))
+        assert (small.payload, small.rcode()) == (700, 0)
+        assert bench.answer(a_fresh_query(2, use_edns=1)).rcode() == dns.rcode.BADVERS
+        assert bench.answer(a_query()).opt is None
+        assert str(bench.answer(a_query("CART.shop")).question[0].name) == "CART.shop."
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"\0\1\x80\0" + bytes(8)])

@@ -75,6 +75,11 @@ def test_types_have_names(rtype: str, name: str) -> None:
     [
         ({"use_edns": 0, "payload": 1232}, Opt(1232, 0, dnssec_ok=False), 1232),
         ({"use_edns": 0, "payload": 4096, "want_dnssec": True}, Opt(4096, 0, dnssec_ok=True), 4096),
+        (
+            {"payload": 1400, "options": [dns.edns.GenericOption(10, b"a cookie")]},
+            Opt(1400, 0, dnssec_ok=False),
+            1400,
+        ),
         ({"use_edns": 3, "payload": 100}, Opt(100, 3, dnssec_ok=False), 512),
         ({}, None, 512),
     ],
