@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -27,8 +26,6 @@ from tests.support.dns_scene import (
     short,
 )
 from tests.support.namespaces import needs_root
-from tests.support.tunnels import open_descriptors
-from ztunnel.dns.ports import PORT_SECONDS, PORTS_PER_SERVER
 
 pytestmark = [
     pytest.mark.netns,
@@ -212,29 +209,6 @@ async def test_a_dead_resolver_holds_up_nobody(scene: Scene, nursery: trio.Nurse
             assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
             assert await short(scene.pod, f"@{RESOLVER}", "cart.shop") == ["10.96.0.7"]
         nursery.cancel_scope.cancel()
-
-
-@pytest.mark.slow
-async def test_a_flood_leaves_nothing_behind(scene: Scene) -> None:
-    load = Path(__file__).parents[2] / "perf" / "dns_queries.py"
-    words = (sys.executable, "-P", str(load), "--seconds", "0.7", "--server", RESOLVER, "--load")
-    async with serving(scene) as served:
-        before = open_descriptors()
-        mesh = json.loads(await printed(scene.pod, *words, "cart.shop.svc.cluster.local"))
-        other = json.loads(await printed(scene.pod, *words, "example.org"))
-        assert mesh["per_second"] > 1000
-        assert other["per_second"] > 1000
-        assert (mesh["lost"], other["lost"]) == (0, 0)
-        assert served.server.resolver.upstream.queries == 0
-        assert not served.server._under_way
-        # A few ports are kept for queries to come; not one per query, nor for long.
-        upstream = served.server.resolver.upstream
-        assert upstream.ports_kept <= PORTS_PER_SERVER
-        assert open_descriptors() == before + upstream.ports_kept
-        with trio.fail_after(PORT_SECONDS + 2):
-            while upstream.ports_kept:
-                await trio.testing.wait_all_tasks_blocked(0.1)
-        assert open_descriptors() == before
 
 
 async def test_junk_from_the_pod_does_not_stop_the_server(scene: Scene) -> None:
