@@ -70,6 +70,7 @@ class InboundTunnels:
             self._turn_away(sock, peer, None, problem or LimitError(text))
             return
         self._of_peer[peer.ip] += 1
+        self._context.node.metrics.sockets_open(Reporter.DESTINATION).add(1)
 
         async def handshake() -> None:
             stands = False
@@ -91,6 +92,7 @@ class InboundTunnels:
         return LimitError(f"{peer.ip} has {most} HBONE connections to this pod already")
 
     def _forget(self, ip: IpAddress) -> None:
+        self._context.node.metrics.sockets_open(Reporter.DESTINATION).add(-1)
         self._of_peer[ip] -= 1
         if not self._of_peer[ip]:
             del self._of_peer[ip]

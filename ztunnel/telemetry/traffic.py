@@ -178,13 +178,14 @@ class TrafficMetrics:
         """Print the four stable families and the failures, in pieces."""
         every = list(self._by_text.values())
         for name, description, attribute in _PLAIN:
-            plain = ((series, NO_FLAG, getattr(series, attribute)) for series in every)
+            plain = ((one, NO_FLAG, getattr(one, attribute)) for one in every if one.opened)
             yield from _family(name, description, plain)
         for name, description, skipped in _BY_FLAG:
             by_flag = (
-                (series, flag, 0 if flag == skipped else count)
+                (series, flag, count)
                 for series in every
                 for flag, count in tuple(series.closed.items())
+                if flag != skipped
             )
             yield from _family(name, description, by_flag)
 
@@ -218,12 +219,14 @@ class TrafficMetrics:
 def _family(
     name: str, description: str, samples: Iterable[tuple[Series, str, int]]
 ) -> Iterator[str]:
-    """Print one family; nothing at all while every sample is zero."""
+    """Print one family; nothing at all without samples.
+
+    A connection that moved nothing has byte counters too, of zero: a rate needs where they began.
+    """
     head = f"# HELP {name} {description}\n# TYPE {name} counter\n"
     for series, flag, value in samples:
-        if value:
-            yield f"{head}{name}_total{series.key(flag)} {value}\n"
-            head = ""
+        yield f"{head}{name}_total{series.key(flag)} {value}\n"
+        head = ""
 
 
 _PLAIN = (

@@ -9,6 +9,7 @@ from tests.support.flow import Pair, a_pair, connect
 from tests.support.peers import echo
 from tests.support.scripted import a_scripted_client
 from ztunnel.errors import IdentityError
+from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.certificate import WorkloadCertificate
 from ztunnel.tls.context import TlsContexts
 
@@ -17,6 +18,11 @@ FRONTEND = a_name("frontend")
 
 def known(pair: Pair) -> WorkloadCertificate:
     return a_certificate(FRONTEND, authority=pair.mesh.authority)
+
+
+def sockets_open(pair: Pair) -> int:
+    """What `istio_tcp_sockets_open{reporter="destination"}` shows."""
+    return pair.mesh.node.metrics.sockets_open(Reporter.DESTINATION).value
 
 
 async def until_end(stream: trio.SocketStream) -> None:
@@ -44,9 +50,11 @@ async def test_a_tunnel_without_streams_is_known_and_says_nothing() -> None:
         async with a_scripted_client(pair.hbone, known(pair)):
             assert len(pair.server.tunnels) == 1
             assert pair.mesh.node.handshakes.taken == 0
+            assert sockets_open(pair) == 1
         with trio.fail_after(5):
             while len(pair.server.tunnels):
                 await trio.lowlevel.checkpoint()
+        assert sockets_open(pair) == 0
         assert pair.lines.ended() == []
 
 
@@ -126,4 +134,5 @@ async def test_handshakes_under_way_end_with_the_pod(cancelled: str) -> None:
     await until_end(stream)
     await stream.aclose()
     assert pair.mesh.node.handshakes.taken == 0
+    assert sockets_open(pair) == 0
     assert len(pair.lines.ended()) == 1

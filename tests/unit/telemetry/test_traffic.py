@@ -103,9 +103,21 @@ def test_a_peers_app_is_its_workload_and_its_version_its_revision() -> None:
     assert party.labels() == ("w", "s", "v", "unknown", "unknown", "w", "v", "unknown")
 
 
+def test_a_connection_that_moves_nothing_has_byte_counters_of_zero_as_the_reference_has() -> None:
+    metrics = TrafficMetrics()
+    traffic = metrics.traffic(a_call())
+    traffic.opened()
+    traffic.closed("DENY")
+    found = samples(metrics)
+    for name in ("istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"):
+        [(labels, value)] = found[name]
+        assert (labels["response_flags"], value) == ("-", 0)
+
+
 def test_bytes_are_counted_for_both_directions() -> None:
     metrics = TrafficMetrics()
     traffic = metrics.traffic(a_call())
+    traffic.opened()
     traffic.add(11, 22)
     traffic.add(1, 0)
     found = samples(metrics)
