@@ -9,19 +9,18 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.devmesh.cluster import Cluster
+from ztunnel.devmesh.cluster import Cluster, Node
 from ztunnel.devmesh.control_plane import ControlPlane, follow
 from ztunnel.devmesh.forward import forward
 from ztunnel.devmesh.kubernetes_terms import parse_manifests
 from ztunnel.devmesh.mesh import DevMesh, populate
-from ztunnel.devmesh.node_proxy import running_node_proxy
+from ztunnel.devmesh.node_proxy import OURS, NodeProxy, running_node_proxy
 from ztunnel.errors import ConfigError, ResourceError
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.service import Service
@@ -29,7 +28,7 @@ from ztunnel.model.workload import Workload
 from ztunnel.state.store import Update
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 ISTIOD_IP = "203.0.113.250"  # documentation range, RFC 5737
 ISTIOD_PORT = 15012
@@ -42,9 +41,11 @@ async def kube_mesh(
     prefix: str = "ztdemo",
     keep: bool = False,
     settings: Mapping[str, str] | None = None,
+    programs: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[tuple[DevMesh, ControlPlane]]:
     """Build the mesh of a file of manifests; everything is gone when the block ends.
 
+    `programs` names the proxies that are not ours, by node.
     The mesh works on a copy, `mesh.path`: what is written there takes effect at once.
 
     Raises:
@@ -66,9 +67,14 @@ async def kube_mesh(
         tasks.start_soon(follow, plane, path)
         istiod = mesh.outside["istiod"] = cluster.add_outside("istiod", ISTIOD_IP)
         await tasks.start(forward, await mesh.listen(istiod, ISTIOD_PORT), plane.port)
-        start = partial(
-            running_node_proxy, settings=links(mesh.authority, token) | dict(settings or {})
-        )
+        environment = links(mesh.authority, token) | dict(settings or {})
+
+        def start(node: Node, *, agent_socket: Path) -> AbstractAsyncContextManager[NodeProxy]:
+            program = (programs or {}).get(node.name, OURS)
+            return running_node_proxy(
+                node, agent_socket=agent_socket, settings=environment, program=program
+            )
+
         await populate(mesh, folder, stack, start)
         yield mesh, plane
 

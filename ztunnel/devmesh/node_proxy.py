@@ -14,7 +14,7 @@ import trio
 from ztunnel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from ztunnel.devmesh.cluster import Node
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STOP_SECONDS = 3.0
 LINES_KEPT = 10_000
 READ_BYTES = 65536
+OURS = (sys.executable, "-m", "ztunnel")
 PASSED_ON = ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "COVERAGE_PROCESS_START")
 
 
@@ -118,9 +119,11 @@ async def running_node_proxy(
     config_path: Path | None = None,
     authority: DevelopmentCa | None = None,
     settings: Mapping[str, str] | None = None,
+    program: Sequence[str] = OURS,
 ) -> AsyncIterator[NodeProxy]:
-    """Run `ztunnel proxy ztunnel` on a node; it is gone when the block ends.
+    """Run `<program> proxy ztunnel` on a node; it is gone when the block ends.
 
+    `program` may be any that honours the reference's environment variables.
     Without a control plane it needs a static configuration and an `authority` of its own, whose
     certificate and key reach it through memory: a file without a name, held by descriptor.
     """
@@ -138,7 +141,7 @@ async def running_node_proxy(
             os.write(fd, authority.to_pem())
             env["FAKE_CA"] = f"/proc/self/fd/{fd}"
         env |= settings or {}
-        words = node.command(sys.executable, "-m", "ztunnel", "proxy", "ztunnel")
+        words = node.command(*program, "proxy", "ztunnel")
         process = await trio.lowlevel.open_process(
             words,
             stdin=subprocess.DEVNULL,
