@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from ztunnel.errors import UnreachableError
-from ztunnel.transport.reactor import HUNG_UP, WRITABLE
+from ztunnel.transport.reactor import BROKEN, HUNG_UP, WRITABLE
 
 if TYPE_CHECKING:
     from ztunnel.transport.reactor import Reactor
@@ -52,7 +52,7 @@ class Dial:
         try:
             self.sock.getpeername()
         except OSError:
-            if not self._has_answer():
+            if not self._has_answer(events):
                 return
         dialler = self._dialler
         self._dialler = None
@@ -69,20 +69,26 @@ class Dial:
         """Tell the dialler of a bug of ours, so that it can let go of its own end."""
         self._end(UnreachableError(f"internal error: {error}"))
 
-    def _has_answer(self) -> bool:
+    def _has_answer(self, events: int) -> bool:
         """Tell whether a peer that is gone already has left something to read.
 
-        Peeking, unlike SO_ERROR, leaves the reset for whoever reads what lies before it.
+        Peeking, unlike SO_ERROR, leaves the reset for whoever reads what lies before it. But a
+        router on this machine says "unreachable" while `connect` still holds the socket: the
+        kernel then tries again for as long as nobody asks for SO_ERROR.
         """
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
-            return False  # still under way
+            if events & BROKEN:
+                self._refused(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         except OSError as error:
             if error.errno != errno.ENOTCONN:
-                text = os.strerror(error.errno or 0)
-                self._end(UnreachableError(f"{text} (os error {error.errno})"))
-            return False
+                self._refused(error.errno or 0)
+        return False
+
+    def _refused(self, code: int) -> None:
+        if code:
+            self._end(UnreachableError(f"{os.strerror(code)} (os error {code})"))
 
     def _give_up(self) -> None:
         self._end(UnreachableError("connection timed out"))
