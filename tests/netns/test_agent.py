@@ -1,169 +1,55 @@
-"""Our node agent with our node proxy, real namespaces and a small Kubernetes API."""
+"""Our node agent with our node proxy, real namespaces and a small Kubernetes API.
+
+With ZTUNNEL_REFERENCE, the path of the reference's ztunnel, all of it runs with that one too.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import socket
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import trio
-import yaml
 
 from cni.agent.app import Agent
-from cni.agent.config import AgentConfig
 from cni.agent.errors import SocketPathError, UsurpedError
-from cni.agent.pod_netns import NodeView
 from cni.plugin.errors import PluginError
-from cni.plugin.event import announce
 from cni.redirect.apply import inspect_redirect, read_stamp, remove_redirect
 from cni.redirect.host import read_members
 from cni.redirect.plan import RedirectPlan
-from tests.support import mesh, peers
+from tests.support import peers
+from tests.support.agent_scene import APP, IPS, Scene, uid_of
 from tests.support.kube import FakeKube, FakeProc, a_namespace, a_pod, eventually, running
 from tests.support.namespaces import needs_nft, needs_root, open_descriptors, output_of
-from tests.support.ports import claimed_ports
 from tests.support.zds import ScriptedProxy
-from ztunnel.devmesh.cluster import Cluster, Node, Pod
+from ztunnel.devmesh.cluster import Cluster
+from ztunnel.devmesh.forward import forward
+from ztunnel.devmesh.kube_mesh import ISTIOD_IP, ISTIOD_PORT
 from ztunnel.devmesh.mesh import DevMesh
-from ztunnel.devmesh.node_proxy import NodeProxy, running_node_proxy
-from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.network import parse_ip
-from ztunnel.model.workload import PodUid
 
 pytestmark = [pytest.mark.netns, needs_root]
 
-APP = 8080
-IPS = {"client": "10.244.1.10", "server": "10.244.1.11"}
 
-
-def uid_of(name: str) -> PodUid:
-    number = list(IPS).index(name) + 1
-    return PodUid(f"{number}1111111-2222-3333-4444-555555555555")
-
-
-@dataclass
-class Scene:
-    """A node with two pods, of which Kubernetes knows."""
-
-    folder: Path
-    cluster: Cluster
-    node: Node
-    kube: FakeKube
-    proc: FakeProc
-    pods: dict[str, Pod] = field(default_factory=dict)
-    agent: Agent | None = None
-    proxy: NodeProxy | None = None
-    authority: DevelopmentCa = field(default_factory=DevelopmentCa.create)
-
-    @property
-    def zds_path(self) -> Path:
-        return self.folder / "z.sock"
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    def add_pod(self, name: str, *, runs: bool = True) -> Pod:
-        """Make a pod, and a process in it if it runs."""
-        ip = IPS[name]
-        pod = self.pods[name] = self.cluster.add_pod(self.node, name, ip, v6(ip))
-        if runs:
-            self.proc.add(uid_of(name), pod.netns)
-        return pod
-
-    def announce(self, name: str, *, with_ip: bool = True) -> None:
-        """Have Kubernetes know a pod."""
-        addresses = {"ip": IPS[name], "ipv6": v6(IPS[name])} if with_ip else {"ip": None}
-        self.kube.put(a_pod(name, uid=uid_of(name), account=name, **addresses))
-
-    @asynccontextmanager
-    async def running_agent(self) -> AsyncIterator[Agent]:
-        """Run the node agent while the block runs."""
-        assert self.kube.server is not None
-        with claimed_ports(2, host="::") as (health_port, monitoring_port):
-            config = AgentConfig(
-                node_name="node",
-                api=self.kube.server,
-                run_dir=self.run_dir,
-                zds_path=self.zds_path,
-                probe_owner=0,
-                health_port=health_port,
-                monitoring_port=monitoring_port,
-                reconcile_seconds=0.5,
-            )
-            view = NodeView(self.proc.root, (Path("/"),), self.node.netns.id)
-            agent = Agent(config, host=self.node.netns, node=view, rng=random.Random(1))
-            self.agent = agent
-            async with trio.open_nursery() as nursery:
-                with trio.fail_after(15):
-                    await nursery.start(agent.run)
-                yield agent
-                nursery.cancel_scope.cancel()
-
-    @asynccontextmanager
-    async def running_proxy(self) -> AsyncIterator[NodeProxy]:
-        """Run the node proxy while the block runs."""
-        path = self.folder / "mesh.yaml"
-        workloads = [mesh.a_pod(name, ip) for name, ip in IPS.items()]
-        path.write_text(yaml.safe_dump({"workloads": workloads, "services": [], "policies": []}))
-        async with running_node_proxy(
-            self.node, config_path=path, agent_socket=self.zds_path, authority=self.authority
-        ) as proxy:
-            self.proxy = proxy
-            try:
-                yield proxy
-            except BaseException:
-                sys.stdout.write("\n".join(["--- proxy", *proxy.lines.all[-30:], ""]))
-                raise
-
-    async def until(self, *names: str, status: str | None = "enabled") -> None:
-        """Wait until Kubernetes says that of these pods."""
-        await self.kube.until(lambda: all(self.kube.status(name) == status for name in names), 20)
-
-    async def call(self, text: bytes = b"hello") -> trio.SocketStream:
-        """Call the server from the client, through whatever is between; returns the connection."""
-        stream = await self.connect()
-        await stream.send_all(text)
-        assert await peers.read_exactly(stream, len(text)) == text
-        return stream
-
-    async def connect(self) -> trio.SocketStream:
-        return await DevMesh.connect(None, self.pods["client"], IPS["server"], APP)  # type: ignore[arg-type]
-
-    async def plugin(self, name: str) -> None:
-        """Do as the plugin does for a new sandbox."""
-        pod = self.pods[name]
-        path = f"/proc/{os.getpid()}/fd/{pod.netns.fileno()}"
-        addresses = [
-            {"Interface": 2, "Address": {"IP": str(ip), "Mask": "/////w=="}, "Gateway": ""}
-            for ip in pod.addresses
-        ]
-        event = {"Netns": path, "PodName": name, "PodNamespace": "shop", "IPs": addresses}
-        body = json.dumps({**event, "PodUID": uid_of(name), "ContainerID": "c"}).encode()
-        await trio.to_thread.run_sync(
-            lambda: announce(str(self.run_dir), body, netns=path), abandon_on_cancel=True
-        )
-
-
-def v6(ip: str) -> str:
-    return f"fd00::{ip.replace('.', ':')}"
+@pytest.fixture(
+    params=["ours", pytest.param("reference", marks=pytest.mark.reference("ZTUNNEL_REFERENCE"))]
+)
+def reference(request: pytest.FixtureRequest) -> str | None:
+    return os.environ["ZTUNNEL_REFERENCE"] if request.param == "reference" else None
 
 
 @pytest.fixture
-async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+async def scene(
+    tmp_path_factory: pytest.TempPathFactory, reference: str | None
+) -> AsyncIterator[Scene]:
     folder = tmp_path_factory.mktemp("n")
     (folder / "proc").mkdir()
     with Cluster() as cluster:
         async with running(FakeKube()) as kube:
             node = cluster.add_node("node-a")
-            scene = Scene(folder, cluster, node, kube, FakeProc(folder / "proc"))
+            proc = FakeProc(folder / "proc")
+            scene = Scene(folder, cluster, node, kube, proc, reference=reference)
             kube.label("shop", None)
             for name in IPS:
                 scene.add_pod(name)
@@ -172,7 +58,11 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
                 server = scene.pods["server"]
                 listener = await DevMesh.listen(None, server, APP)  # type: ignore[arg-type]
                 await nursery.start(peers.serve, peers.echo, listener)
-                yield scene
+                with scene.mesh_ca() as port:
+                    istiod = cluster.add_outside("istiod", ISTIOD_IP)
+                    ca = await DevMesh.listen(None, istiod, ISTIOD_PORT)  # type: ignore[arg-type]
+                    await nursery.start(forward, ca, port)
+                    yield scene
                 nursery.cancel_scope.cancel()
 
 

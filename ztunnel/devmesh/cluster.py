@@ -190,7 +190,7 @@ class Cluster(Closing):
         pod.node.links.commit()
         for host in self._hosts:
             if host is not pod.node:
-                for ip in pod.addresses:
+                for ip, _ in zip(pod.addresses, host.addresses, strict=False):
                     host.links.no_route(ip_network(ip), _ETH0_INDEX)
                 host.links.commit()
         self._forget(pod)

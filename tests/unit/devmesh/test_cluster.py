@@ -79,6 +79,17 @@ def test_a_removed_pods_address_can_move_to_another_node(cluster: Cluster) -> No
     assert_reaches(client, cluster.add_pod(west, "moving", "10.1.0.9", "fd00:1::9"))
 
 
+def test_a_pod_goes_also_where_an_outside_host_knows_but_one_of_its_addresses(
+    cluster: Cluster,
+) -> None:
+    outside = cluster.add_outside("outside", "203.0.113.5")
+    pod = cluster.add_pod(cluster.add_node("node"), "pod", "10.1.0.1", "fd00:1::1")
+    assert_reaches(outside, pod)
+    cluster.remove_pod(pod)
+    with pytest.raises(OSError, match="unreachable"):
+        connect(outside.netns, "10.1.0.1", 8080)
+
+
 def test_a_program_runs_in_its_pod(cluster: Cluster) -> None:
     pod = cluster.add_pod(cluster.add_node("node"), "pod", "10.1.0.1")
     assert output_of(pod, "readlink", "/proc/self/ns/net") == f"net:[{pod.netns.id.inode}]\n"
