@@ -1,0 +1,191 @@
+"""The reference's ztunnel on one node and ours on the other, HBONE between them, both ways.
+
+Runs when ZTUNNEL_REFERENCE is the path of that program, which no registry has. One control plane
+and one CA, both ours, serve both proxies; our node agent's ZDS tells both of their pods.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support import peers
+from tests.support.mesh import call_refused
+from ztunnel.devmesh.kube_mesh import kube_mesh
+from ztunnel.devmesh.mesh import DevMesh
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.interop,
+    pytest.mark.reference("ZTUNNEL_REFERENCE"),
+]
+
+MANIFESTS = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
+CART_B, LEDGER, VIP = "10.244.2.10", "10.244.2.11", "10.96.0.10"
+APP, SINK, SOURCE = 8080, 8081, 8082
+STREAMS = 16
+MEGABYTES_20 = 20 * 1024 * 1024
+WEB = 'src.identity="spiffe://cluster.local/ns/shop/sa/web"'
+CART = 'dst.identity="spiffe://cluster.local/ns/shop/sa/cart"'
+AGAIN = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-web, namespace: bank}
+spec:
+  selector: {matchLabels: {app: ledger}}
+  action: DENY
+  rules: [{from: [{source: {namespaces: [shop]}}]}]
+"""
+
+
+@pytest.fixture(params=["node-a", "node-b"], ids=["they call us", "we call them"])
+def theirs(request: pytest.FixtureRequest) -> str:
+    """The node that the reference's proxy runs on; `web`, which calls, is on node-a."""
+    return str(request.param)
+
+
+@asynccontextmanager
+async def scene(theirs: str, **settings: str) -> AsyncIterator[DevMesh]:
+    """The demo's mesh with applications on node-b; on failure print what the proxies said."""
+    programs = {theirs: [os.environ["ZTUNNEL_REFERENCE"]]}
+    async with (
+        kube_mesh(MANIFESTS, prefix=f"zr{os.getpid()}", programs=programs, settings=settings) as (
+            mesh,
+            plane,
+        ),
+        trio.open_nursery() as nursery,
+    ):
+        for pod in (mesh.pods["cart-a"], mesh.pods["cart-b"], mesh.pods["ledger"]):
+            for port, handler in ((APP, peers.echo), (SINK, peers.sink), (SOURCE, peers.source)):
+                await nursery.start(peers.serve, handler, await mesh.listen(pod, port))
+        try:
+            yield mesh
+        except BaseException:
+            for name, proxy in mesh.proxies.items():
+                print(f"--- {name}", *proxy.lines.all[-20:], sep="\n")  # noqa: T201
+            raise
+        assert plane.counts.refusals == []
+        nursery.cancel_scope.cancel()
+
+
+def lines_of(mesh: DevMesh, node: str, direction: str) -> list[str]:
+    return [
+        line
+        for line in mesh.proxies[node].lines.all
+        if "connection complete" in line and f'direction="{direction}"' in line
+    ]
+
+
+async def echoed(stream: trio.SocketStream, data: bytes) -> None:
+    await stream.send_all(data)
+    with trio.fail_after(5):
+        assert await peers.read_exactly(stream, len(data)) == data
+
+
+async def until_ended(mesh: DevMesh, count: int) -> tuple[list[str], list[str]]:
+    """Wait until both proxies have written a line for each of `count` connections."""
+    with trio.fail_after(10):
+        while True:
+            found = lines_of(mesh, "node-a", "outbound"), lines_of(mesh, "node-b", "inbound")
+            if min(map(len, found)) >= count:
+                return found
+            await trio.sleep(0.02)
+
+
+async def test_bytes_and_half_closes_pass_and_streams_share_one_connection(theirs: str) -> None:
+    async with scene(theirs) as mesh:
+        web = mesh.pods["web"]
+        with trio.fail_after(30):
+            await peers.echo_and_check(partial(mesh.connect, web, CART_B, APP), streams=STREAMS)
+            await peers.upload_and_check(partial(mesh.connect, web, CART_B, SINK))
+            await peers.download_and_check(partial(mesh.connect, web, CART_B, SOURCE))
+        sent, taken = await until_ended(mesh, STREAMS + 2)
+        for line in (*sent, *taken):
+            assert WEB in line
+            assert CART in line
+            assert f"dst.addr={CART_B}:15008 dst.hbone_addr={CART_B}:80" in line
+            assert "error=" not in line
+        assert len({re.search(r"src.addr=\S+", line)[0] for line in taken}) == 1
+
+
+async def test_large_transfers_pass_both_ways_at_once(theirs: str) -> None:
+    async with scene(theirs) as mesh:
+        web = mesh.pods["web"]
+        with trio.fail_after(50):
+            async with trio.open_nursery() as nursery:
+                up = partial(peers.upload_and_check, partial(mesh.connect, web, CART_B, SINK))
+                down = partial(peers.download_and_check, partial(mesh.connect, web, CART_B, SOURCE))
+                nursery.start_soon(partial(up, size=MEGABYTES_20))
+                nursery.start_soon(partial(down, size=MEGABYTES_20))
+        sent, taken = await until_ended(mesh, 2)
+        assert not [line for line in (*sent, *taken) if "error=" in line]
+
+
+async def test_a_service_and_both_families_are_reached(theirs: str) -> None:
+    async with scene(theirs) as mesh:
+        for ip in ("fd00:10:244:2::10", VIP, "fd00:10:96::10"):
+            port = APP if "244" in ip else 80
+            with trio.fail_after(10):
+                connect = partial(mesh.connect, mesh.pods["web"], ip, port)
+                await peers.echo_and_check(connect, streams=8, size=10_000)
+
+
+async def test_the_server_refuses_whom_a_policy_denies_and_both_say_so(theirs: str) -> None:
+    async with scene(theirs) as mesh:
+        assert await call_refused(mesh, "web", LEDGER, APP)
+        ([sent], [taken]) = await until_ended(mesh, 1)
+        assert 'error="http status: 401 Unauthorized"' in sent
+        assert "policy rejection: explicitly denied by: bank/no-web" in taken
+
+
+async def test_a_policy_that_changes_cuts_what_runs(theirs: str) -> None:
+    async with scene(theirs) as mesh:
+        async with await mesh.connect(mesh.pods["cart-a"], LEDGER, APP) as stream:
+            await echoed(stream, b"ping")
+            text = mesh.path.read_text()
+            one = next(part for part in text.split("---") if "name: no-web" in part)
+            mesh.path.write_text(text.replace(one, AGAIN.removeprefix("\n---")))
+            with trio.fail_after(10):
+                with suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+        await until_ended(mesh, 1)
+
+
+async def test_a_server_that_drains_ends_its_streams_and_its_client_says_so(theirs: str) -> None:
+    async with scene(theirs, CONNECTION_TERMINATION_DEADLINE="2s") as mesh:
+        async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
+            await echoed(stream, b"ping")
+            mesh.proxies["node-b"].process.terminate()
+            await trio.sleep(0.5)
+            # Told to leave, it goes on with the streams it has until its time is over.
+            await echoed(stream, b"pong")
+            with trio.fail_after(10):
+                with suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+        with trio.fail_after(10):
+            assert await mesh.proxies["node-b"].process.wait() == 0
+        await mesh.proxies["node-a"].lines.wait_for("connection complete", 'direction="outbound"')
+
+
+async def test_a_client_that_drains_lets_its_streams_end(theirs: str) -> None:
+    async with scene(theirs, CONNECTION_TERMINATION_DEADLINE="20s") as mesh:
+        async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
+            await echoed(stream, b"ping")
+            mesh.proxies["node-a"].process.terminate()
+            await echoed(stream, b"pong")
+            await stream.send_eof()
+            with trio.fail_after(5):
+                assert await peers.read_to_end(stream) == b""
+        with trio.fail_after(10):
+            assert await mesh.proxies["node-a"].process.wait() == 0
+        line = await mesh.proxies["node-b"].lines.wait_for("connection complete", "inbound")
+        assert "bytes_sent=8 bytes_recv=8" in line
