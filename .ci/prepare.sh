@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare this checkout: prepare.sh run|test|lint ...
 #   run   .venv with the project
-#   test  the same, and what tests need: Python packages, system programs, Envoy, libcurl
+#   test  the same, and what tests need: Python packages, system programs, Envoy, libcurl, a later containerd
 #   lint  the same, and the checkers
 # What is already there is left alone, so a second call takes no time. Nothing outside the checkout changes,
 # except that system packages which are missing are installed.
@@ -11,6 +11,9 @@ source "$(dirname "$0")/common.sh"
 ENVOY_VERSION=1.40.0
 PYCURL_VERSION=7.49.0
 CRI_API_VERSION=2.0.1
+# What the suites were tried with; whichever version Debian offers by now is taken.
+CONTAINERD_TRIED=2.1.9+ds1-5
+CNI_PLUGINS_TRIED=1.9.1+ds1-1
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
 TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl
@@ -114,6 +117,54 @@ install_cri_client() { # without what it depends on: it pins an older protobuf t
     "container-runtime-interface-api==$CRI_API_VERSION"
 }
 
+debian_mirror() { # where this machine gets Debian's packages; nothing if it does not, or has no lists yet
+  apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+    awk '$1 == "Debian" && $2 == "Debian" && !uri { uri = $3 } END { print uri }'
+}
+
+fetch_runtime() { # fetch_runtime MIRROR SUITE: containerd and the CNI plugins of a suite, nothing of them installed
+  local apt=$PWD/.cache/apt new=$PWD/.peers/runtime.new package
+  rm -rf "$apt" "$new"
+  mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$new"
+  say "deb $1 $2 main" >"$apt/sources.list"
+  local own=(-o Dir::State="$apt/state" -o Dir::State::status=/dev/null -o Dir::Cache="$apt/cache"
+    -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root
+    -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
+  apt-get "${own[@]}" update &&
+    (cd "$apt" && apt-get "${own[@]}" download containerd containernetworking-plugins) || return 1
+  for package in "$apt"/*.deb; do
+    dpkg-deb -x "$package" "$new" && dpkg-deb -W "$package" >>"$new/.version" || return 1
+  done
+  rm -rf "$apt"
+  # It may want a newer libc than there is.
+  "$new/usr/bin/containerd" --version | grep -E ' v?([2-9]|[1-9][0-9]+)\.[0-9]'
+}
+
+install_runtime() { # containerd 2 with CNI plugins of its time, beside the machine's own
+  local mirror suite tried
+  [ ! -f .peers/runtime/.version ] || return 0
+  mirror=$(debian_mirror)
+  if [ -z "$mirror" ] && [ "$(id -u)" -eq 0 ]; then
+    quietly "refreshing the list of system packages" apt-get -qq update
+    mirror=$(debian_mirror)
+  fi
+  tried=$(printf 'containerd\t%s\ncontainernetworking-plugins\t%s' "$CONTAINERD_TRIED" "$CNI_PLUGINS_TRIED")
+  for suite in ${mirror:+sid testing stable}; do
+    printf '  %-60s' "fetching containerd and CNI plugins of Debian $suite"
+    if fetch_runtime "$mirror" "$suite" >"$log" 2>&1 </dev/null; then
+      rm -rf .peers/runtime
+      mv .peers/runtime.new .peers/runtime
+      say "done"
+      [ "$(cat .peers/runtime/.version)" = "$tried" ] ||
+        say "  (not the versions that were tried: $(tr '\t\n' '  ' <.peers/runtime/.version))"
+      return 0
+    fi
+    say "no"
+    tail -n 3 "$log"
+  done
+  say "  no containerd 2 from ${mirror:-any mirror of Debian, as none is configured}: the tests that need it fail"
+}
+
 for part in "$@"; do
   case $part in run | test | lint) ;; *) give_up "prepare.sh knows run, test and lint, not '$part'" ;; esac
 done
@@ -122,5 +173,6 @@ case " $* " in *" test "*)
   install_programs
   install_peers
   install_cri_client
+  install_runtime
   ;;
 esac

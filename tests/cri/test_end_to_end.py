@@ -16,6 +16,7 @@ from cni.redirect.apply import inspect_redirect
 from cni.redirect.host import read_members
 from cni.redirect.plan import RedirectPlan
 from tests.support.cri import wait_until
+from tests.support.cri_generations import GENERATIONS
 from tests.support.cri_node import AppPod, CriNode, inodes_held
 from tests.support.cri_world import Traffic, World, descriptors_of, running_world
 from tests.support.namespaces import needs_root
@@ -33,9 +34,9 @@ pytestmark = [
 IDENTITY = "spiffe://cluster.local/ns/shop/sa"
 
 
-@pytest.fixture(scope="module")
-def whole_world() -> Iterator[World]:
-    with running_world() as world:
+@pytest.fixture(scope="module", params=GENERATIONS)
+def whole_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with running_world(request.param) as world:
         yield world
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cni.install.installer import NodeFiles
 from cni.install.settings import InstallSettings
 from cni.plugin.journal import FILE_NAME, SOCKET_NAME
 from tests.support.cri import Containerd, running_containerd
+from tests.support.cri_generations import GENERATIONS
 from tests.support.namespaces import needs_root
 from tests.support.plugin_agent import StandInAgent
 
@@ -66,9 +68,15 @@ def settings(containerd: Containerd, run_dir: Path) -> InstallSettings:
     )
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    with running_containerd() as containerd:
+def posted_lines(log: StandInAgent) -> list[str]:
+    """Give what plugins have sent to the agent's log."""
+    posted = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in log.requests]
+    return [line for lines in posted for line in lines]
+
+
+@pytest.fixture(scope="module", params=GENERATIONS)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    with running_containerd(request.param) as containerd:
         run_dir = containerd.folder / "run"
         run_dir.mkdir()
         files = NodeFiles(settings(containerd, run_dir))
@@ -133,14 +141,41 @@ def test_deleting_asks_nobody_and_may_be_done_again(node: Node, agent: StandInAg
         node.containerd.stop(pod)
         node.containerd.stop(pod)
         node.containerd.remove(pod)
-        posted = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in log.requests]
-    lines = [json.loads(line) for lines in posted for line in lines]
+        lines = [json.loads(line) for line in posted_lines(log)]
     assert {line["command"] for line in lines} == {"DEL"}
     # The last one comes without the namespace, which is gone.
     assert lines[0]["netns"] == pod.netns
     assert lines[-1]["netns"] == ""
     assert len(agent.requests) == 1
     assert node.addresses_in_use() == set()
+
+
+def test_a_missing_agent_does_not_make_the_whole_network_unready(node: Node) -> None:
+    """From CNI 1.1.0 on the runtime asks each plugin of the chain for its status."""
+    generation = node.containerd.generation
+    with StandInAgent(node.run_dir, socket_name=SOCKET_NAME) as log:
+        assert node.containerd.network_is_ready()
+        commands = {json.loads(line)["command"] for line in posted_lines(log)}
+    assert commands == ({"STATUS"} if generation.spec == "1.1.0" else set())
+    pod = node.containerd.run_pod("dns", namespace="kube-system")
+    node.containerd.remove(pod)
+
+
+def test_garbage_collection_by_the_chain_s_rules_is_fine_with_us(node: Node) -> None:
+    """No containerd calls it so far; as libcni does, with the networks that are still in use."""
+    chain = json.loads((node.containerd.confs / CHAIN_NAME).read_bytes())
+    for plugin in chain["plugins"]:
+        conf = {**plugin, "name": chain["name"], "cniVersion": "1.1.0"}
+        done = subprocess.run(
+            [node.containerd.plugins / plugin["type"]],
+            input=json.dumps({**conf, "cni.dev/valid-attachments": []}).encode(),
+            env={"CNI_COMMAND": "GC", "CNI_PATH": str(node.containerd.plugins)},
+            capture_output=True,
+            check=False,
+        )
+        knows = plugin["type"] == "istio-cni" or node.containerd.generation.spec == "1.1.0"
+        assert done.returncode == (0 if knows else 1), done.stdout
+        assert not done.stdout or not knows
 
 
 def test_an_upgrade_and_an_uninstallation_go_unnoticed_by_running_pods(

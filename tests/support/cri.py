@@ -28,7 +28,8 @@ from typing import Any
 import grpc
 from cri_api.v1 import api_pb2 as cri, api_pb2_grpc
 
-CNI_PROGRAMS = Path("/usr/lib/cni")
+from tests.support.cri_generations import Generation
+
 BUSYBOX = Path("/bin/busybox")
 IMAGE = "localhost/test:1"
 START_SECONDS = 60.0
@@ -68,19 +69,30 @@ class Pod:
 class Containerd:
     """A running containerd. Errors of its answers are `grpc.RpcError`."""
 
-    def __init__(self, folder: Path, runtime: Any) -> None:
+    def __init__(self, folder: Path, runtime: Any, generation: Generation) -> None:
         self.folder = folder
+        self.generation = generation
         self.confs = folder / "net.d"
         self.plugins = folder / "bin"
         self._runtime = runtime
         self._configs: dict[str, Any] = {}
         self._numbers = itertools.count()
 
-    def primary(self, *, subnet: str = "10.233.77.0/24", version: str = "1.0.0") -> bytes:
-        """Give a chain of one plugin that joins each pod to the node by a link of its own."""
-        ipam = {"type": "host-local", "dataDir": f"{self.folder}/ipam", "subnet": subnet}
-        ptp = {"type": "ptp", "ipMasq": False, "ipam": {**ipam, "routes": [{"dst": "0.0.0.0/0"}]}}
-        return json.dumps({"cniVersion": version, "name": "pods", "plugins": [ptp]}).encode()
+    def primary(self, *subnets: str) -> bytes:
+        """Give a chain of one plugin that joins each pod to the node by a link of its own.
+
+        A pod gets an address of each subnet.
+        """
+        chosen = subnets or ("10.233.77.0/24",)
+        ipam = {
+            "type": "host-local",
+            "dataDir": f"{self.folder}/ipam",
+            "ranges": [[{"subnet": subnet}] for subnet in chosen],
+            "routes": [{"dst": "::/0" if ":" in subnet else "0.0.0.0/0"} for subnet in chosen],
+        }
+        ptp = {"type": "ptp", "ipMasq": False, "ipam": ipam}
+        spec = self.generation.spec
+        return json.dumps({"cniVersion": spec, "name": "pods", "plugins": [ptp]}).encode()
 
     def run_pod(
         self, name: str, *, namespace: str = "default", uid: str = "", on_host: bool = False
@@ -199,6 +211,12 @@ class Containerd:
         answer = self._runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS)
         return [item.id for item in answer.items]
 
+    def network_is_ready(self) -> bool:
+        """Whether the runtime says that pods can have a network."""
+        answer = self._runtime.Status(cri.StatusRequest(), timeout=CALL_SECONDS)
+        (found,) = (one for one in answer.status.conditions if one.type == "NetworkReady")
+        return bool(found.status)
+
     def plugins_in_use(self) -> list[str]:
         """Name the chain that the next pod will get; empty as long as there is none."""
         answer = self._runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_SECONDS)
@@ -235,28 +253,31 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def running_containerd() -> Iterator[Containerd]:
+def running_containerd(generation: Generation) -> Iterator[Containerd]:
     """Start a containerd on a node of its own; there are no plugins configured yet."""
-    with containerd_folder() as folder:
+    with containerd_folder(generation) as folder:
         node = folder.name
         subprocess.run(["ip", "netns", "add", node], check=True)
         try:
-            with containerd_process(folder), connected_containerd(folder) as containerd:
-                import_image(folder)
+            with (
+                containerd_process(folder, generation),
+                connected_containerd(folder, generation) as containerd,
+            ):
+                import_image(folder, generation)
                 yield containerd
         finally:
             subprocess.run(["ip", "netns", "del", node], check=True)
 
 
 @contextmanager
-def containerd_folder() -> Iterator[Path]:
+def containerd_folder(generation: Generation) -> Iterator[Path]:
     """Make the folder of a containerd; its name is that of the node, too."""
     # A short path: sockets, and the first lines of programs, have little room for one.
     folder = Path(tempfile.mkdtemp(prefix="cri"))
     try:
         for name in ("net.d", "bin"):
             (folder / name).mkdir()
-        for program in CNI_PROGRAMS.iterdir():
+        for program in generation.plugins.iterdir():
             (folder / "bin" / program.name).symlink_to(program)
         (folder / "config.toml").write_text(_CONFIG.format(folder, IMAGE))
         yield folder
@@ -266,13 +287,15 @@ def containerd_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def connected_containerd(folder: Path) -> Iterator[Containerd]:
+def connected_containerd(folder: Path, generation: Generation) -> Iterator[Containerd]:
     """Call a containerd; the pods that are left at the end are removed."""
     with grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to:
         stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
         runtime = stub(to)
-        runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
-        containerd = Containerd(folder, runtime)
+        asked = runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
+        major = int(asked.runtime_version.lstrip("v").partition(".")[0])
+        assert major == generation.major or generation.major is None
+        containerd = Containerd(folder, runtime, generation)
         try:
             yield containerd
         finally:
@@ -280,14 +303,16 @@ def connected_containerd(folder: Path) -> Iterator[Containerd]:
 
 
 @contextmanager
-def containerd_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def containerd_process(folder: Path, generation: Generation) -> Iterator[subprocess.Popen[bytes]]:
     """Run the containerd of a folder in the namespace of its node."""
     # Not `ip netns exec`: in the mount namespace it makes, the pods' namespaces would be invisible
     # to us.
     node = ["nsenter", f"--net=/run/netns/{folder.name}"]
     command = ["containerd", "-c", f"{folder}/config.toml", "-l", "warn"]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen([*node, *command], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*node, *command], stdout=log, stderr=log, env=generation.environment
+        )
         try:
             yield process
         except BaseException:
@@ -308,12 +333,17 @@ def _remove_cgroups(name: str) -> None:
                 Path(folder).rmdir()
 
 
-def import_image(folder: Path) -> None:
+def import_image(folder: Path, generation: Generation) -> None:
     """Give a running containerd the image of all containers."""
     archive = folder / "image.tar"
     write_image(archive)
     command = ["ctr", "-a", f"{folder}/containerd.sock", "-n", "k8s.io", "images", "import"]
-    subprocess.run([*command, str(archive)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, str(archive)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=generation.environment,
+    )
 
 
 def write_image(path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.support.cri import (
     wait_until,
 )
 from tests.support.cri_cluster import API_PORT, SYSTEM, Outside
+from tests.support.cri_generations import Generation
 from tests.support.cri_pages import answers, fetch
 from tests.support.kube import a_pod
 from ztunnel.devmesh.kube_mesh import ISTIOD_IP
@@ -64,9 +65,12 @@ class AppPod:
 class CriNode:
     """A node; `name` is what Kubernetes calls it. Made by `running_node`."""
 
-    def __init__(self, name: str, folder: Path, subnet: str, outside: Outside) -> None:
+    def __init__(
+        self, name: str, folder: Path, subnet: str, outside: Outside, generation: Generation
+    ) -> None:
         self.name = name
         self.folder = folder
+        self.generation = generation
         self.subnet = subnet
         self.netns_name = folder.name
         self._outside = outside
@@ -94,12 +98,13 @@ class CriNode:
             stack.callback(self._outside.close_doors, self._outside.open_doors(self.netns))
             self.run_dir.mkdir(parents=True)
             self.zds_dir.mkdir()
-            self._runtime = stack.enter_context(containerd_process(self.folder))
-            self.containerd = stack.enter_context(connected_containerd(self.folder))
+            place = self.folder, self.generation
+            self._runtime = stack.enter_context(containerd_process(*place))
+            self.containerd = stack.enter_context(connected_containerd(*place))
             if self._boots == 1:
-                import_image(self.folder)
+                import_image(*place)
                 (self.containerd.confs / CHAIN_NAME).write_bytes(
-                    self.containerd.primary(subnet=self.subnet)
+                    self.containerd.primary(self.subnet)
                 )
             stack.callback(self.stop_proxy)
             self._power = stack.pop_all()
@@ -362,11 +367,13 @@ def inodes_held(pid: int) -> set[int]:
 
 
 @contextmanager
-def running_node(name: str, subnet: str, outside: Outside) -> Iterator[CriNode]:
+def running_node(
+    name: str, subnet: str, outside: Outside, generation: Generation
+) -> Iterator[CriNode]:
     """Have a node that is switched on; on failure print what agent and proxy said."""
-    with containerd_folder() as folder:
+    with containerd_folder(generation) as folder:
         (folder / "logs").mkdir()
-        node = CriNode(name, folder, subnet, outside)
+        node = CriNode(name, folder, subnet, outside, generation)
         node.boot()
         try:
             yield node

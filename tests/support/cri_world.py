@@ -15,6 +15,7 @@ import grpc
 
 from tests.support.cri import wait_until
 from tests.support.cri_cluster import Outside
+from tests.support.cri_generations import Generation
 from tests.support.cri_node import APP, AppPod, CriNode, join, running_node
 from tests.support.namespaces import connect
 from ztunnel.linux.netns import PodNetns
@@ -212,13 +213,13 @@ class Traffic:
 
 
 @contextmanager
-def running_world() -> Iterator[World]:
+def running_world(generation: Generation) -> Iterator[World]:
     """Have two nodes in the mesh, all of which is ready, and a server on the second."""
     with ExitStack() as stack:
         outside = stack.enter_context(Outside())
         outside.do(lambda api: api.label("shop", "ambient"))
         nodes = [
-            stack.enter_context(running_node(name, subnet, outside))
+            stack.enter_context(running_node(name, subnet, outside, generation))
             for name, subnet in (("node-a", "10.233.1.0/24"), ("node-b", "10.233.2.0/24"))
         ]
         world = World(outside, *nodes)
