@@ -1,7 +1,7 @@
 """The node agent: makes every part once, owns the root nursery, sets the order (cni.md 3.1).
 
 How it works: first Kubernetes must have told about pods and namespaces. Then the host's probe rule
-is put right, all processes are looked through once, and the pods that were enrolled before are
+is put right, all pods that run are looked for once, and the pods that were enrolled before are
 remembered, so that the first node proxy to connect gets all of them and stops none. Only then the
 sockets for proxies and plugin exist. From there on pods are looked at whenever something changes,
 when a proxy comes or goes, and now and then. On SIGTERM everything is left as it is: pods go on
@@ -44,6 +44,7 @@ from cni.agent.pod_kernel import KernelThreads, NetnsFinder
 from cni.agent.pod_netns import NodeView
 from cni.agent.probes import ProbeSets
 from cni.agent.reconcile import Reconciler
+from cni.agent.runtime_client import RuntimeClient
 from cni.agent.status import AgentStatus, StatusReader
 from cni.agent.view import ClusterView
 from cni.agent.zds_server import ZdsServer, serve_zds
@@ -99,7 +100,7 @@ class Agent:
         self.waiting_for = {KUBERNETES, HOST_RULES, FIRST_LOOK}
         self._client = KubeClient(config.api)
         self._kernel = KernelThreads()
-        self._finder = NetnsFinder(node)
+        self._finder = NetnsFinder(node, RuntimeClient(config.cri_sockets))
         snat = config.redirecting.probes is ProbeStrategy.SNAT
         self._probes = ProbeSets(host, HostPlan() if snat else None, self.metrics)
         self.reconciler = Reconciler(
@@ -270,10 +271,10 @@ class Agent:
         return HostPlan(sources=sources, owner=owner)
 
     async def _remember(self) -> None:
-        """Look through all processes, and make the first snapshot for the node proxies."""
+        """Find all pods that run, and make the first snapshot for the node proxies."""
         pods = [pod for pod in self.view.pods if not pod.host_network and not pod.is_over]
         wanted = {pod.uid: pod.ips for pod in pods}
-        found = await trio.to_thread.run_sync(self._finder.node.find, wanted)
+        found = await self._finder.find_all(wanted)
         for pod in pods:
             await self._remember_pod(pod, found.pop(pod.uid, None))
         log.info("pods remembered", pods=len(self.reconciler.enrolments))

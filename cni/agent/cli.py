@@ -143,7 +143,8 @@ def node_view(config: AgentConfig, host: PodNetns) -> NodeView:
         identity = netns.NetnsId(status.st_ino, status.st_dev)
     except OSError:
         identity = host.id
-    return NodeView(proc, (config.host_root, first / "root", Path("/")), identity)
+    roots = config.host_root, first / "root", Path("/")
+    return NodeView(proc, roots, identity)
 
 
 def _host_netns(config: AgentConfig) -> PodNetns:

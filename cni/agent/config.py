@@ -10,7 +10,9 @@ proxy, see `overrides.ProbeStrategy`; NODE_ADDRESSES for `node-address`, beside 
 knows; PROBE_OWNER (kubelet) whose processes on the host may probe: `kubelet`, `any` or a uid;
 KEEP_ESTABLISHED (false) do not reset the connections of a running pod that is enrolled;
 RECONCILE_INTERVAL (60s); READY_NEEDS_PROXY (false); HOST_ROOT (/host) where the host's files are
-mounted; TOKEN_FILE; HEALTH_PORT (8000); INSTALL (true) the plugin.
+mounted; TOKEN_FILE; HEALTH_PORT (8000); INSTALL (true) the plugin; CRI_SOCKET the container
+runtime's socket as the agent sees it, or `none`; unset, the places where runtimes have it are
+looked at below HOST_ROOT.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Self, TypeVar
 from cni.agent.eligibility import Eligibility
 from cni.agent.kube_http import ACCOUNT_FOLDER, ApiServer
 from cni.agent.overrides import ProbeStrategy, Redirecting, parse_bool
+from cni.agent.runtime_client import KNOWN_SOCKETS
 from cni.agent.selectors import DEFAULT_ENABLEMENTS, Enablement, parse_enablements
 from cni.redirect.plan import PROBE_SOURCES
 from ztunnel.errors import ConfigError
@@ -50,6 +53,7 @@ class AgentConfig:
     run_dir: Path = Path("/var/run/istio-cni")
     zds_path: Path = Path("/var/run/ztunnel/ztunnel.sock")
     host_root: Path = Path("/host")
+    cri_sockets: tuple[Path, ...] = ()
     switch_to_host_netns: bool = False
     probe_owner: int | str | None = KUBELET  # a uid; None: anybody; or to be found out
     reconcile_seconds: float = 60.0
@@ -70,6 +74,7 @@ class AgentConfig:
         """
         reader = _Reader(env)
         get = reader.get
+        host_root = get("ZTUNNEL_CNI_HOST_ROOT", _absolute, "/host")
         config = cls(
             node_name=get("NODE_NAME", str, ""),
             api=_api_server(reader),
@@ -81,7 +86,8 @@ class AgentConfig:
             redirecting=_redirecting(reader),
             run_dir=get("CNI_AGENT_RUN_DIR", _absolute, "/var/run/istio-cni"),
             zds_path=get("ZTUNNEL_UDS_ADDRESS", _absolute, "/var/run/ztunnel/ztunnel.sock"),
-            host_root=get("ZTUNNEL_CNI_HOST_ROOT", _absolute, "/host"),
+            host_root=host_root,
+            cri_sockets=get("ZTUNNEL_CNI_CRI_SOCKET", _cri_sockets(host_root), ""),
             switch_to_host_netns=get("ALLOW_SWITCH_TO_HOST_NS", parse_bool, "false"),
             probe_owner=get("ZTUNNEL_CNI_PROBE_OWNER", _owner, KUBELET),
             reconcile_seconds=get("ZTUNNEL_CNI_RECONCILE_INTERVAL", _interval, "60s"),
@@ -187,6 +193,15 @@ def _address(version: int) -> Callable[[str], IpAddress]:
 
 def _addresses(text: str) -> tuple[IpAddress, ...]:
     return tuple(parse_ip(word) for word in _words(text))
+
+
+def _cri_sockets(host_root: Path) -> Callable[[str], tuple[Path, ...]]:
+    def parse(text: str) -> tuple[Path, ...]:
+        if text == "none":
+            return ()
+        return (_absolute(text),) if text else tuple(host_root / one for one in KNOWN_SOCKETS)
+
+    return parse
 
 
 def _owner(text: str) -> int | str | None:

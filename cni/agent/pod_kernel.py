@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import structlog
 import trio
 
 from cni.agent.errors import NetnsError
-from cni.agent.pod_netns import NodeView, addresses_in
+from cni.agent.pod_netns import NodeView, Wanted, addresses_in
+from cni.agent.runtime_client import RuntimeClient
 from cni.redirect.apply import apply_redirect, inspect_redirect, read_stamp, remove_redirect
 from cni.redirect.listeners import silent_ports
 from cni.redirect.plan import RedirectPlan
@@ -24,6 +26,9 @@ from ztunnel.model.workload import PodUid
 T = TypeVar("T")
 
 THREADS_MAX = 4
+PROBLEMS_SHOWN = 3
+
+log = structlog.get_logger(component="netns")
 
 
 class KernelThreads:
@@ -69,16 +74,22 @@ class _Search:
 
 
 class NetnsFinder:
-    """The real `Spaces`. Searches that come while one is under way share the next one."""
+    """The real `Spaces`. Searches that come while one is under way share the next one.
 
-    def __init__(self, node: NodeView) -> None:
+    The container runtime is asked first; pods that it does not lead to are looked for among the
+    processes.
+    """
+
+    def __init__(self, node: NodeView, runtime: RuntimeClient) -> None:
         self.node = node
+        self._runtime = runtime
+        self._complaint = ""
         self._searches: list[_Search] = []
         # Not about shared state: who holds it searches for everybody who waits.
         self._searching = trio.Lock()
 
     async def find(self, uid: PodUid, ips: Iterable[IpAddress]) -> PodNetns | None:
-        """Find a pod's namespace by its processes; the caller closes it."""
+        """Find a pod's namespace; the caller closes it."""
         search = _Search(uid, tuple(ips))
         self._searches.append(search)
         async with self._searching:
@@ -94,10 +105,34 @@ class NetnsFinder:
             return False
         return any(not (ip.is_loopback or ip.is_link_local) for ip in addresses)
 
+    async def find_all(self, wanted: Wanted) -> dict[PodUid, PodNetns]:
+        """Find the namespaces of these pods; the caller closes them."""
+        found: dict[PodUid, PodNetns] = {}
+        paths, problems = await self._runtime.paths_of(wanted.keys())
+        if paths:
+            found, more = await trio.to_thread.run_sync(self.node.open_sandboxes, paths, wanted)
+            problems += more
+        self._complain("; ".join(problems[:PROBLEMS_SHOWN]))
+        missing = {uid: ips for uid, ips in wanted.items() if uid not in found}
+        if missing:
+            try:
+                found |= await trio.to_thread.run_sync(self.node.find, missing)
+            except BaseException:
+                for netns in found.values():
+                    netns.close()
+                raise
+        return found
+
+    def _complain(self, what: str) -> None:
+        """Log what is wrong, unless that is what was wrong the last time, or nothing is."""
+        if what and what != self._complaint:
+            log.warning("the container runtime does not lead to all pods", error=what)
+        self._complaint = what
+
     async def _search(self) -> None:
         searches, self._searches = self._searches, []
         wanted = {search.uid: search.ips for search in searches}
-        found = await trio.to_thread.run_sync(self.node.find, wanted)
+        found = await self.find_all(wanted)
         for search in searches:
             search.is_over = True
             search.found = found.pop(search.uid, None)

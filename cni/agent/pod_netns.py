@@ -1,9 +1,9 @@
 """Find and check a pod's network namespace (cni.md 3.5, 3.7 and 3.9).
 
-How it works: the plugin says which it is, or we look through the processes of the node. Either way
-it is the pod's only if it is a network namespace, not the host's, and has one of the pod's
-addresses. A process can only be asked for its namespace while it lives, so everything is opened
-first and checked on the open descriptor.
+How it works: the plugin says which it is, or the container runtime does, or we look through the
+processes of the node. Whoever says so, it is the pod's only if it is a network namespace, not the
+host's, and has one of the pod's addresses. A process can only be asked for its namespace while it
+lives, so everything is opened first and checked on the open descriptor.
 """
 
 from __future__ import annotations
@@ -81,6 +81,28 @@ class NodeView:
         if wanted and not wanted & addresses_in(netns):
             shown = ", ".join(sorted(map(str, wanted)))
             raise NetnsError(f"the namespace has none of the pod's addresses {shown}")
+
+    def open_sandboxes(
+        self, paths: Mapping[PodUid, str], wanted: Wanted
+    ) -> tuple[dict[PodUid, PodNetns], list[str]]:
+        """Open the namespaces that the runtime says are these pods'; say which cannot be.
+
+        Blocks: call it from a thread. The caller closes what it gets.
+        """
+        found: dict[PodUid, PodNetns] = {}
+        problems = []
+        for uid, path in paths.items():
+            try:
+                netns = self.open_reported(path)
+            except NetnsError as exc:
+                problems.append(str(exc))
+                continue
+            if self._is_good(netns, wanted[uid]):
+                found[uid] = netns
+            else:
+                netns.close()
+                problems.append(f"{path} has none of the addresses of pod {uid}")
+        return found, problems
 
     def find(self, wanted: Wanted) -> dict[PodUid, PodNetns]:
         """Look through all processes for those of these pods. The caller closes what it gets.

@@ -141,6 +141,20 @@ def test_a_label_takes_running_pods_out_and_in_again_under_traffic(world: World)
         assert all(map(is_redirected, pods))
 
 
+def test_a_running_pod_is_found_by_the_runtime_if_its_processes_do_not_say_whose_they_are(
+    world: World,
+) -> None:
+    node, client = world.a, world.pod(world.a, "client", starts=False)
+    world.outside.do(lambda api: api.set_mode("client", "none"))
+    node.run_pod(client, group="anonymous")
+    assert world.status(client) is None
+    assert not is_redirected(client)
+    world.outside.do(lambda api: api.set_mode("client", None))
+    wait_until(lambda: world.status(client) == "enabled", "capture")
+    assert world.say_hello(client, world.server) == (0, "hello")
+    node.wait_proxy_line('direction="outbound"', *identities(client, world.server))
+
+
 def test_an_agent_that_is_replaced_disturbs_nobody(world: World) -> None:
     node, chain = world.a, world.a.chain()
     client, bare = world.pod(node, "client"), world.bare_connections()

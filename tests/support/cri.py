@@ -32,6 +32,7 @@ from tests.support.cri_generations import Generation
 
 BUSYBOX = Path("/bin/busybox")
 IMAGE = "localhost/test:1"
+SOCKET = Path("api/containerd.sock")  # in a folder of its own, which can be mounted
 START_SECONDS = 60.0
 CALL_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -43,9 +44,9 @@ _CONFIG = """version = 2
 root = "{0}/root"
 state = "{0}/state"
 [grpc]
-  address = "{0}/containerd.sock"
+  address = "{0}/api/containerd.sock"
 [ttrpc]
-  address = "{0}/containerd.sock.ttrpc"
+  address = "{0}/api/containerd.sock.ttrpc"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{1}"
   disable_apparmor = true
@@ -95,13 +96,20 @@ class Containerd:
         return json.dumps({"cniVersion": spec, "name": "pods", "plugins": [ptp]}).encode()
 
     def run_pod(
-        self, name: str, *, namespace: str = "default", uid: str = "", on_host: bool = False
+        self,
+        name: str,
+        *,
+        namespace: str = "default",
+        uid: str = "",
+        on_host: bool = False,
+        group: str = "",
     ) -> Pod:
         """Make a sandbox, which runs the chain of plugins unless the pod is in the host's network.
 
-        As kubelet does, it has a control group that is named after the pod.
+        As kubelet does, it has a control group named after the pod, unless `group` is given.
         """
         uid = uid or str(uuid.uuid4())
+        parent = f"/{self.folder.name}/{group or f'pod{uid}'}"
         kind = cri.NODE if on_host else cri.POD
         security = cri.LinuxSandboxSecurityContext(
             namespace_options=cri.NamespaceOption(network=kind, pid=cri.CONTAINER)
@@ -110,7 +118,8 @@ class Containerd:
             metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
             log_directory=str(self.folder / "logs" / uid),
             linux=cri.LinuxPodSandboxConfig(
-                cgroup_parent=f"/{self.folder.name}/pod{uid}", security_context=security
+                cgroup_parent=parent,
+                security_context=security,
             ),
         )
         request = cri.RunPodSandboxRequest(config=config)
@@ -289,7 +298,7 @@ def containerd_folder(generation: Generation) -> Iterator[Path]:
 @contextmanager
 def connected_containerd(folder: Path, generation: Generation) -> Iterator[Containerd]:
     """Call a containerd; the pods that are left at the end are removed."""
-    with grpc.insecure_channel(f"unix://{folder}/containerd.sock") as to:
+    with grpc.insecure_channel(f"unix://{folder / SOCKET}") as to:
         stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
         runtime = stub(to)
         asked = runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
@@ -337,7 +346,7 @@ def import_image(folder: Path, generation: Generation) -> None:
     """Give a running containerd the image of all containers."""
     archive = folder / "image.tar"
     write_image(archive)
-    command = ["ctr", "-a", f"{folder}/containerd.sock", "-n", "k8s.io", "images", "import"]
+    command = ["ctr", "-a", str(folder / SOCKET), "-n", "k8s.io", "images", "import"]
     subprocess.run(
         [*command, str(archive)],
         check=True,

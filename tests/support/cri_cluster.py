@@ -57,6 +57,12 @@ class Api(FakeKube):
         pod["status"] = {"phase": "Running" if ip else "Pending", **ips}
         self.put(pod)
 
+    def set_mode(self, name: str, mode: str | None) -> None:
+        """Put a label on a pod that says whether it is in the mesh, or take it off."""
+        pod = self.pod(name)
+        pod["metadata"]["labels"] = {"istio.io/dataplane-mode": mode} if mode else {}
+        self.put(pod)
+
     def workloads(self) -> list[Workload]:
         """Give what istiod makes of the pods."""
         return [

@@ -1,7 +1,6 @@
 """A node with a real runtime on which our agent and our proxy run, and which can lose its power.
 
-The agent is a container on that runtime, with the mounts and capabilities of the chart; its image
-is this machine's interpreter and libraries. The proxy is a process of this machine.
+The agent is a container on that runtime (`cri_agent`), the proxy a process of this machine.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cri_api.v1 import api_pb2 as cri
-
 from tests.support.cri import (
+    SOCKET,
     Containerd,
     Pod,
     connected_containerd,
@@ -29,7 +27,8 @@ from tests.support.cri import (
     import_image,
     wait_until,
 )
-from tests.support.cri_cluster import API_PORT, SYSTEM, Outside
+from tests.support.cri_agent import AGENT, ROOT, agent_container
+from tests.support.cri_cluster import SYSTEM, Outside
 from tests.support.cri_generations import Generation
 from tests.support.cri_pages import answers, fetch
 from tests.support.kube import a_pod
@@ -38,12 +37,9 @@ from ztunnel.devmesh.node_proxy import PASSED_ON
 from ztunnel.linux import netns
 from ztunnel.linux.netns import PodNetns
 
-ROOT = Path(__file__).parents[2]
 APP = 8080
 CHAIN_NAME = "10-pods.conflist"
 STOP_SECONDS = 20
-# daemonset.md, the node agent's container.
-CAPABILITIES = ("NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE")
 LINES_SHOWN = 60
 
 
@@ -63,11 +59,16 @@ class AppPod:
 
 
 class CriNode:
-    """A node; `name` is what Kubernetes calls it. Made by `running_node`."""
+    """A node; `name` is what Kubernetes calls it. Made by `running_node`.
+
+    `tells`: its agent may ask the runtime which namespace is whose.
+    """
 
     def __init__(
         self, name: str, folder: Path, subnet: str, outside: Outside, generation: Generation
     ) -> None:
+        self.tells = False
+        self.settings: dict[str, str] = {}  # more of the agent's, from its next start on
         self.name = name
         self.folder = folder
         self.generation = generation
@@ -158,7 +159,7 @@ class CriNode:
     def _own_processes(self) -> list[int]:
         """Name the shims of our runtime and everything in our pods' control groups."""
         found = []
-        address, group = f"{self.folder}/containerd.sock".encode(), f":/{self.folder.name}/pod"
+        address, group = bytes(self.folder / SOCKET), f":/{self.folder.name}/"
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -178,20 +179,15 @@ class CriNode:
         """Run the agent's container, in a pod of its own after a boot; it need not be ready."""
         if not self.agent:
             self.agent_pod = self.containerd.run_pod("agent", namespace=SYSTEM, on_host=True)
-        security = cri.LinuxContainerSecurityContext(
-            capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=CAPABILITIES),
-            namespace_options=cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER),
-            readonly_rootfs=True,
+        container = agent_container(
+            self.name,
+            folder=self.folder,
+            run_dir=self.run_dir,
+            zds_dir=self.zds_dir,
+            tells=self.tells,
+            settings=self.settings,
         )
-        env = self._agent_env().items()
-        self.agent = self.containerd.start(
-            self.agent_pod,
-            *(sys.executable, "-m", "cni.agent"),
-            working_dir=str(ROOT),
-            mounts=self._agent_mounts(),
-            envs=[cri.KeyValue(key=key, value=value) for key, value in env],
-            linux=cri.LinuxContainerConfig(security_context=security),
-        )
+        self.agent = self.containerd.start(self.agent_pod, *AGENT, **container)
 
     def stop_agent(self, *, grace_seconds: int = STOP_SECONDS) -> None:
         """Stop the agent by SIGTERM; without grace by SIGKILL."""
@@ -208,48 +204,6 @@ class CriNode:
 
     def agent_pid(self) -> int:
         return self.containerd.process_of(self.agent)
-
-    def _agent_env(self) -> dict[str, str]:
-        return {
-            "NODE_NAME": self.name,
-            "POD_NAMESPACE": SYSTEM,
-            "AMBIENT_ENABLED": "true",
-            "KUBERNETES_SERVICE_HOST": ISTIOD_IP,
-            "KUBERNETES_SERVICE_PORT": str(API_PORT),
-            "KUBERNETES_SERVICE_PROTOCOL": "http",
-            "ZTUNNEL_CNI_TOKEN_FILE": "",
-            "CNI_AGENT_RUN_DIR": str(self.run_dir),
-            "ZTUNNEL_UDS_ADDRESS": str(self.zds_dir / "ztunnel.sock"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-
-    def _agent_mounts(self) -> list[Any]:
-        """The chart's mounts, and in place of an image the interpreter with its libraries."""
-        image = {
-            "/usr",
-            "/lib",
-            "/lib64",
-            "/sbin",
-            "/etc/ld.so.cache",
-            str(ROOT),
-            sys.base_prefix,
-            sys.prefix,
-        }
-        found = [
-            cri.Mount(container_path=path, host_path=path, readonly=True)
-            for path in sorted(image)
-            if Path(path).exists() and not (path != "/usr" and path.startswith("/usr/"))
-        ]
-        found.append(cri.Mount(container_path="/host/proc", host_path="/proc", readonly=True))
-        places = {
-            "/host/etc/cni/net.d": self.folder / "net.d",
-            "/host/opt/cni/bin": self.folder / "bin",
-            str(self.run_dir): self.run_dir,
-            str(self.zds_dir): self.zds_dir,
-        }
-        for inside, path in places.items():
-            found.append(cri.Mount(container_path=inside, host_path=str(path)))
-        return found
 
     # The node proxy.
 
@@ -316,14 +270,16 @@ class CriNode:
         self._outside.do(lambda api: api.put(wanted))
         return AppPod(name, uid, self)
 
-    def run_pod(self, app: AppPod) -> Pod:
-        """Make a pod's sandbox and report its address.
+    def run_pod(self, app: AppPod, *, group: str = "") -> Pod:
+        """Make a pod's sandbox and report its address; `group` as in `Containerd.run_pod`.
 
         Raises:
             grpc.RpcError: the runtime, or a plugin, refused.
         """
         app.sandbox = None  # an earlier one is of no use any more
-        pod = app.sandbox = self.containerd.run_pod(app.name, namespace="shop", uid=app.uid)
+        pod = app.sandbox = self.containerd.run_pod(
+            app.name, namespace="shop", uid=app.uid, group=group
+        )
         self._outside.do(lambda api: api.report(app.name, pod.ip))
         return pod
 

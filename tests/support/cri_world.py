@@ -224,6 +224,7 @@ def running_world(generation: Generation) -> Iterator[World]:
         ]
         world = World(outside, *nodes)
         world.connect_nodes()
+        world.a.tells = True  # and on the other the agent has to look through the processes
         for node in nodes:
             node.start_agent()
             node.start_proxy()

@@ -72,6 +72,18 @@ def test_who_may_probe(text: str, uid: object) -> None:
     assert config.probe_owner == uid
 
 
+def test_where_the_container_runtime_is_looked_for() -> None:
+    def sockets(text: str | None = None) -> list[str]:
+        env = {**NODE, "ZTUNNEL_CNI_HOST_ROOT": "/h"}
+        more = {} if text is None else {"ZTUNNEL_CNI_CRI_SOCKET": text}
+        return [str(path) for path in AgentConfig.from_env(env | more).cri_sockets]
+
+    assert "/h/run/containerd/containerd.sock" in sockets()
+    assert "/h/run/crio/crio.sock" in sockets("")
+    assert sockets("/run/x.sock") == ["/run/x.sock"]
+    assert sockets("none") == []
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -83,6 +95,7 @@ def test_who_may_probe(text: str, uid: object) -> None:
         ("KUBERNETES_SERVICE_PORT", "x"),
         ("KUBERNETES_SERVICE_PROTOCOL", "ftp"),
         ("MONITORING_PORT", "70000"),
+        ("ZTUNNEL_CNI_CRI_SOCKET", "unix:/run/x.sock"),
         ("ZTUNNEL_CNI_NODE_ADDRESSES", "here"),
         ("ZTUNNEL_CNI_PROBES", "magic"),
         ("ZTUNNEL_CNI_PROBE_OWNER", "4294967295"),

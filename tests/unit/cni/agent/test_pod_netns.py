@@ -146,6 +146,18 @@ class TestWithNamespaces:
         (scene.proc.add(UID, scene.pod.netns) / "stat").write_text("?")
         assert scene.found() is None
 
+    @pytest.mark.parametrize("where", ["pod", "other", "host", "nowhere"])
+    def test_what_the_runtime_says_counts_if_it_can_be_true(self, scene: Scene, where: str) -> None:
+        spaces = {"pod": scene.pod.netns, "other": scene.other.netns, "host": scene.node.netns}
+        path = f"/proc/{os.getpid()}/fd/{spaces[where].fileno()}" if where in spaces else "/nowhere"
+        found, problems = scene.view.open_sandboxes({UID: path}, {UID: (IP,)})
+        assert [netns.id for netns in found.values()] == (
+            [scene.pod.netns.id] if where == "pod" else []
+        )
+        assert len(problems) == (0 if where == "pod" else 1)
+        for netns in found.values():
+            netns.close()
+
     def test_without_an_address_nothing_is_found(self, scene: Scene) -> None:
         scene.proc.add(UID, scene.pod.netns)
         assert scene.view.find({UID: ()}) == {}
