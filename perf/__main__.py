@@ -15,7 +15,7 @@ import trio
 
 from perf.contender import Contender, ContenderError, Direct
 from perf.curves import curves
-from perf.documents import FOLDER, write_documents
+from perf.documents import keep, write_documents
 from perf.envoy import Envoy, find_envoy
 from perf.load import Load, LoadError, build
 from perf.node_proxies import ROOT, NodeProxies
@@ -40,7 +40,7 @@ def main() -> int:
     quiet = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=quiet)
     if options.redraw:
-        write_documents(Results.read(FOLDER / "results.json"), EVERYTHING)
+        write_documents(EVERYTHING)
         return 0
     results = None
     try:
@@ -53,7 +53,8 @@ def main() -> int:
     if options.json:
         results.write(options.json)
     if options.docs:
-        write_documents(results, EVERYTHING)
+        keep(results)
+        write_documents(EVERYTHING)
     return 0
 
 
@@ -74,7 +75,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout that is ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument("--docs", action="store_true", help="rewrite docs/performance.md")
-    parser.add_argument("--redraw", action="store_true", help="the same, from its last results")
+    parser.add_argument("--redraw", action="store_true", help="the same, from what was kept")
     return parser
 
 

@@ -1,6 +1,7 @@
 """Results into the documents: the measured part of docs/performance.md, its plots and the JSON.
 
-Nobody writes numbers there by hand: what stands between the two marks is replaced as a whole.
+Nobody writes numbers there by hand: what stands between the two marks is replaced as a whole. Each
+version of OpenSSL that was measured on has a part of its own, and a folder for its results.
 """
 
 from __future__ import annotations
@@ -16,41 +17,58 @@ from perf.shapes import S_PER_GB, US_EACH, Metric, Question
 from perf.summary import holds, ratio
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "performance.md"
-FOLDER = DOCS / "performance"
+PAGE, FOLDER = "performance.md", "performance"
+RESULTS = "results.json"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 COSTS = (S_PER_GB, US_EACH)
 
 
-def write_documents(results: Results, questions: Sequence[Question]) -> None:
-    """Write JSON and plots, and replace the measured part of the page.
+def keep(results: Results, docs: Path = DOCS) -> None:
+    """Keep a run's results in the place of the last ones on the same OpenSSL."""
+    results.write(docs / FOLDER / edition(results) / RESULTS)
+
+
+def edition(results: Results) -> str:
+    """Name what a run was measured on, as far as it decides about speed: "openssl-3.5"."""
+    name, number = results.machine["openssl"].split()[:2]
+    return f"{name.lower()}-{'.'.join(number.split('.')[:2])}"
+
+
+def write_documents(questions: Sequence[Question], docs: Path = DOCS) -> None:
+    """Draw plots of all results that are kept, and replace the measured part of the page.
 
     Raises:
         ValueError: the page has lost its marks.
     """
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    results.write(FOLDER / "results.json")
-    (FOLDER / "ratios.svg").write_text(_ratios(results, questions))
-    (FOLDER / "cpu.svg").write_text(_costs(results, questions))
-    (FOLDER / "curves.svg").write_text(_curves(results.curves))
-    before, mark, rest = PAGE.read_text().partition(BEGIN)
+    page = docs / PAGE
+    kept = sorted(docs.glob(f"{FOLDER}/*/{RESULTS}"))
+    parts = [_part(Results.read(path), path.parent, questions) for path in kept]
+    before, mark, rest = page.read_text().partition(BEGIN)
     _, other, after = rest.partition(END)
     if not (mark and other):
-        raise ValueError(f"{PAGE} has lost the marks around its measured part")
-    part = "\n\n".join(
-        [
-            BEGIN,
-            about(results),
-            "![What counts, ours over Envoy's](performance/ratios.svg)",
-            "![CPU for the same work, ours over Envoy's](performance/cpu.svg)",
-            table(results, questions),
-            "### Against the goals\n\n" + verdict(results, questions),
-            "### What one more costs\n\n![Cost curves](performance/curves.svg)",
+        raise ValueError(f"{page} has lost the marks around its measured part")
+    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
+
+
+def _part(results: Results, folder: Path, questions: Sequence[Question]) -> str:
+    (folder / "ratios.svg").write_text(_ratios(results, questions))
+    (folder / "cpu.svg").write_text(_costs(results, questions))
+    place = f"{FOLDER}/{folder.name}"
+    part = [
+        f"## On {' '.join(results.machine['openssl'].split()[:2])}",
+        about(results),
+        f"![What counts, ours over Envoy's]({place}/ratios.svg)",
+        f"![CPU for the same work, ours over Envoy's]({place}/cpu.svg)",
+        table(results, questions),
+        "### Against the goals\n\n" + verdict(results, questions),
+    ]
+    if results.curves:
+        (folder / "curves.svg").write_text(_curves(results.curves))
+        part += [
+            f"### What one more costs\n\n![Cost curves]({place}/curves.svg)",
             _curve_table(results.curves),
-            END,
         ]
-    )
-    PAGE.write_text(before + part + after)
+    return "\n\n".join(part)
 
 
 def _ratios(results: Results, questions: Sequence[Question]) -> str:

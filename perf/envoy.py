@@ -29,7 +29,7 @@ def find_envoy() -> Path:
     """
     program = Path(os.environ.get("ENVOY") or INSTALLED)
     if not os.access(program, os.X_OK):
-        raise ContenderError("needs Envoy: run .ci/prepare.sh test, or set ENVOY to the program")
+        raise ContenderError("needs Envoy: run .ci/prepare.sh bench, or set ENVOY to the program")
     return program
 
 
