@@ -145,7 +145,7 @@ class Application:
             prove_privileges(self.config)
         async with trio.open_nursery() as root:
             root.start_soon(PIPELINE.writer.run)
-            root.start_soon(watch_loop, self.metrics)
+            root.start_soon(watch_loop, self.metrics, self.reactor.take_longest_stall)
             root.start_soon(self._obey_signals, root.cancel_scope)
             async with trio.open_nursery() as services:
                 await self._serve_operators(services)

@@ -67,6 +67,24 @@ class Count:
         yield f"{name}{labels} {number(self.value)}\n"
 
 
+class Peak:
+    """The highest of what was observed since it was last taken."""
+
+    __slots__ = ("_highest",)
+
+    def __init__(self) -> None:
+        self._highest = 0.0
+
+    def observe(self, value: float) -> None:
+        """Note one observation."""
+        self._highest = max(self._highest, value)
+
+    def take(self) -> float:
+        """Give the highest, and begin anew at 0."""
+        highest, self._highest = self._highest, 0.0
+        return highest
+
+
 class Histogram:
     """One histogram; bounds are upper limits, inclusive, without +Inf."""
 

@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ztunnel.telemetry.exposition import END, Count, Family, Kind
+from ztunnel.telemetry.exposition import END, Count, Family, Kind, Peak
 from ztunnel.telemetry.log import PIPELINE
 from ztunnel.telemetry.traffic import Reporter, TrafficMetrics
 from ztunnel.telemetry.writer import LineWriter
@@ -161,6 +161,14 @@ class Metrics:
                 kind=Kind.HISTOGRAM, unit="seconds", buckets=LAG_BUCKETS,
             )
         ).histogram()  # fmt: skip
+        self.longest_stall = Peak()
+        self._keep(
+            Family(
+                "ztunnel_event_loop_longest_stall_seconds",
+                "Longest time that no connection was looked at, since the last scrape" + UNSTABLE,
+                kind=Kind.GAUGE, unit="seconds", read=self.longest_stall.take,
+            )
+        )  # fmt: skip
         self.tasks = self._gauge("ztunnel_tasks", "Tasks of the event loop").count()
 
     def _declare_process(self) -> None:

@@ -18,6 +18,7 @@ in order by itself and adding or dropping a deadline is O(1).
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
@@ -95,6 +96,8 @@ class Reactor:
         "_turning",
         "_unfinished",
         "_wake_fd",
+        "answered_at",
+        "longest_stall",
         "trio_fd",
         "trio_has_input",
     )
@@ -110,6 +113,8 @@ class Reactor:
         self._turning = False
         self.trio_fd = -1  # trio's own epoll set, while we wait in its place
         self.trio_has_input = False
+        self.longest_stall = 0.0  # seconds between two questions to the kernel, waiting apart
+        self.answered_at = math.inf  # when it last answered; infinite while another waits for it
         # Edge-triggered and never read: each write is one edge, which is all we want of it.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, READABLE | select.EPOLLET)
@@ -217,6 +222,14 @@ class Reactor:
             await trio.sleep(TICK_SECONDS)
             self._expire(trio.current_time())
 
+    def take_longest_stall(self) -> float:
+        """Give the longest time in seconds that no socket was looked at, since the last call.
+
+        As a task like any other the reactor does not know what trio does meanwhile: 0 then.
+        """
+        longest, self.longest_stall = self.longest_stall, 0.0
+        return longest
+
     def turn(self, reported: list[tuple[int, int]]) -> None:
         """Dispatch what the kernel reported, then what was put off."""
         self._turning = True
@@ -323,21 +336,28 @@ class _Host(trio.abc.Instrument):
 
     def _serve(self, timeout: float) -> None:
         reactor, loop, poll = self._reactor, self._loop, self._poll
-        left, until = timeout, time.monotonic() + timeout
+        now = time.monotonic()
+        left, until = timeout, now + timeout
         served = reactor.trio_has_input = False
         while True:
+            if now - reactor.answered_at > reactor.longest_stall:  # noqa: PLR1730 - each turn pays
+                reactor.longest_stall = now - reactor.answered_at
             events = poll(0 if reactor.has_work else max(left, 0), EVENTS_PER_TURN)
+            reactor.answered_at = time.monotonic()
             if events or reactor.has_work:
                 served = True
                 reactor.turn(events)
             if reactor.trio_has_input:
                 return  # its own wait returns at once
-            left = until - time.monotonic()
+            now = time.monotonic()
+            left = until - now
             if left <= 0 or loop.has_work:
                 break
         if served or (timeout > 0 and not loop.watches_idleness):
             # The time it would wait is out of date, and it is not as idle as it may look.
             loop.wake()
+        elif timeout > 0:
+            reactor.answered_at = math.inf  # trio waits itself, once
 
 
 # Only one can wait in trio's place; any further one of the same run is a task of it.

@@ -12,6 +12,7 @@ from ztunnel.telemetry.exposition import (
     SERIES_MAX,
     Family,
     Kind,
+    Peak,
     label_text,
     number,
 )
@@ -49,6 +50,15 @@ def test_a_value_may_be_read_at_each_scrape() -> None:
     family = Family("a", "b", kind=Kind.GAUGE, read=lambda: next(values))
     assert "\na 1\n" in text(family)
     assert "\na 2\n" in text(family)
+
+
+def test_a_peak_is_told_once_to_whoever_scrapes() -> None:
+    peak = Peak()
+    family = Family("a", "b", kind=Kind.GAUGE, read=peak.take)
+    for value in (0.25, 0.5, 0.125):
+        peak.observe(value)
+    assert "\na 0.5\n" in text(family)
+    assert "\na 0\n" in text(family)
 
 
 def test_a_histogram_counts_up_to_and_including_each_bound() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -309,3 +310,43 @@ async def test_what_is_to_be_done_soon_happens_in_the_next_turn_and_may_fail(two
         await heard.until("later")
         assert [name for name, _ in heard.calls] == ["sooner", "later"]
     close(two)
+
+
+async def test_a_task_that_keeps_the_loop_is_a_stall_and_waiting_for_the_kernel_is_none() -> None:
+    async with a_reactor() as reactor:
+        await trio.testing.wait_all_tasks_blocked()
+        reactor.take_longest_stall()
+        began = time.monotonic()
+        await trio.sleep(0.1)
+        waited = time.monotonic() - began
+        assert reactor.take_longest_stall() < waited
+        began = time.monotonic()
+        while time.monotonic() < began + 0.1:
+            pass
+        kept = time.monotonic() - began
+        await trio.sleep(0.01)
+        assert reactor.take_longest_stall() >= kept
+        assert reactor.take_longest_stall() < kept
+
+
+async def test_a_handler_that_keeps_the_loop_is_a_stall(two) -> None:
+    ours, theirs = two[0]
+    kept: list[float] = []
+
+    def keep() -> None:
+        began = time.monotonic()
+        while time.monotonic() < began + 0.05:
+            pass
+        kept.append(time.monotonic() - began)
+
+    async with a_reactor() as reactor:
+        handler = Reads(ours, keep)
+        reactor.register(ours, handler)
+        theirs.send(b"x")
+        await handler.until("read")
+        while not kept:
+            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        assert reactor.take_longest_stall() >= kept[0]
+        reactor.forget(ours)
+        close(two)
