@@ -33,6 +33,7 @@ from ztunnel.admin.readiness import (
     WORKLOAD_MANAGER,
     Readiness,
 )
+from ztunnel.admin.sections import state_sections, static_config
 from ztunnel.admin.server import (
     admin_routes,
     listen,
@@ -64,19 +65,11 @@ from ztunnel.wire.hbone.settings import HboneSettings
 from ztunnel.wire.zds import PodInfo
 from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
-from ztunnel.xds.local import (
-    local_config_to_dict,
-    policy_to_dict,
-    service_to_dict,
-    workload_to_dict,
-)
 from ztunnel.xds.local_watch import SETTLE_SECONDS, LocalConfigWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
-    from ztunnel.model.policy import Policy
-    from ztunnel.model.service import Service
 
 log = get("app")
 
@@ -311,15 +304,8 @@ class Application:
             log.info("readiness task done", task=task, seconds=round(seconds, 3), left=left)
 
     def _sections(self) -> dict[str, Section]:
-        store = self.store
         return {
-            "workloads": ListSection(
-                items=store.workloads.all, key=lambda one: one.uid, show=workload_to_dict
-            ),
-            "services": ListSection(
-                items=store.services.all, key=lambda one: one.hostname, show=self._show_service
-            ),
-            "policies": ListSection(items=store.policies.all, key=_policy_key, show=policy_to_dict),
+            **state_sections(self.store),
             "certificates": ListSection(
                 items=self.certificates.snapshot,
                 key=lambda one: str(one.identity),
@@ -327,22 +313,13 @@ class Application:
             ),
             "workloadState": MapSection(items=lambda: list(self.pods.pods.items()), show=_show_pod),
             "stagedServices": constant(dict),
-            "staticConfig": constant(self._show_static),
+            "staticConfig": constant(lambda: static_config(self._static_in_force(), self.store)),
             "version": constant(partial(build_info, self.config)),
             "config": constant(self.config.to_dump),
         }
 
-    def _show_static(self) -> Mapping[str, object]:
-        static = Store()
-        static.apply(self.static if self.static_watch is None else self.static_watch.applied)
-        return local_config_to_dict(static)
-
-    def _show_service(self, service: Service) -> Mapping[str, object]:
-        return service_to_dict(service, self.store.services.endpoints(service))
-
-
-def _policy_key(policy: Policy) -> str:
-    return policy.key
+    def _static_in_force(self) -> Update:
+        return self.static if self.static_watch is None else self.static_watch.applied
 
 
 def _show_pod(pod: ServedPod) -> dict[str, object]:

@@ -5,7 +5,7 @@ The same object shapes are used in the config dump, so their serializers are her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from typing import TypeAlias, TypeVar
 
 from ztunnel.errors import ResourceError
@@ -13,7 +13,7 @@ from ztunnel.model.network import Port
 from ztunnel.model.policy import Match, MatchKind, Policy, ServiceAccountMatch, StringMatch
 from ztunnel.model.service import Service
 from ztunnel.model.workload import GatewayAddress, Locality, ServiceKey, Workload
-from ztunnel.state.store import Store, Update
+from ztunnel.state.store import Update
 from ztunnel.xds.document import compose, finish
 from ztunnel.xds.fields import Field, Object, Problems
 from ztunnel.xds.local_objects import read_policy, read_service, read_workload
@@ -76,20 +76,11 @@ def _each(
     return tuple(found)
 
 
-def local_config_to_dict(store: Store) -> dict[str, Json]:
-    """Return the whole store in the form `parse_local_config` reads."""
+def static_workload_to_dict(workload: Workload) -> dict[str, Json]:
+    """Return a workload in the form `parse_local_config` reads: with the ports of its services."""
     return {
-        "workloads": [
-            {**workload_to_dict(workload), "services": _service_ports(workload)}
-            for workload in sorted(store.workloads.all(), key=lambda w: w.uid)
-        ],
-        "services": [
-            service_to_dict(service, store.services.endpoints(service))
-            for service in sorted(store.services.all(), key=lambda s: (s.hostname, s.namespace))
-        ],
-        "policies": [
-            policy_to_dict(policy) for policy in sorted(store.policies.all(), key=lambda p: p.key)
-        ],
+        **workload_to_dict(workload),
+        "services": {key: _ports_to_dict(ports) for key, ports in workload.services.items()},
     }
 
 
@@ -128,8 +119,8 @@ def workload_to_dict(workload: Workload) -> dict[str, Json]:
     }
 
 
-def service_to_dict(service: Service, endpoints: Iterable[Workload]) -> dict[str, Json]:
-    """Return a service with `endpoints`, as the config dump shows it (4.2)."""
+def service_to_dict(service: Service) -> dict[str, Json]:
+    """Return a service as the config dump shows it, but for its `endpoints` (4.2)."""
     balancer = service.load_balancer
     optional: dict[str, Json] = {
         "cidrVips": [{"network": vip.network, "cidr": str(vip.cidr)} for vip in service.cidr_vips],
@@ -153,7 +144,6 @@ def service_to_dict(service: Service, endpoints: Iterable[Workload]) -> dict[str
         "hostname": service.hostname,
         "vips": [str(vip) for vip in service.vips],
         "ports": _ports_to_dict(service.ports),
-        "endpoints": {w.uid: endpoint_to_dict(w, service.key) for w in endpoints},
         "subjectAltNames": list(service.subject_alt_names),
         "canonical": service.canonical,
         "visibility": service.visibility,
@@ -222,10 +212,6 @@ def _locality_to_dict(locality: Locality) -> dict[str, Json]:
     return _without_empty(
         {"region": locality.region, "zone": locality.zone, "subzone": locality.subzone}
     )
-
-
-def _service_ports(workload: Workload) -> dict[str, Json]:
-    return {key: _ports_to_dict(ports) for key, ports in workload.services.items()}
 
 
 def _ports_to_dict(ports: Mapping[Port, Port]) -> dict[str, Json]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -18,13 +17,17 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, strategies as st
 
 from ztunnel.admin.config_dump import (
+    RUN_ITEMS,
+    Large,
     ListSection,
+    Many,
     MapSection,
     Section,
     Wish,
     certificate_to_dict,
     config_dump,
     constant,
+    pieces,
     pod_to_dict,
 )
 from ztunnel.identity.rotation import CertificateState, CertificateStatus
@@ -103,23 +106,58 @@ def test_any_items_come_out_sorted(names: list[str], nesting: int) -> None:
     assert [item["name"] for item in shown["x"]] == sorted(clean)
 
 
-def test_a_large_dump_never_works_long_without_a_rest() -> None:
-    count = 20_000
-    items = [Item(f"workload-{n * 7919 % count}") for n in range(count)]
-    pieces = config_dump({"workloads": a_list(*items)}, Wish())
-    stalls, text = [], b""
-    while True:
-        began = time.perf_counter()
-        piece = next(pieces, None)
-        stalls.append(time.perf_counter() - began)
-        if piece is None:
-            break
-        text += piece
+class Worked:
+    """A section's functions that count what is done between two pieces of the dump."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def key(self, item: Item) -> str:
+        self.steps += 1
+        return item.name
+
+    def show(self, item: Item) -> dict[str, object]:
+        self.steps += 1
+        return {"name": item.name, "namespace": item.namespace}
+
+    def taken(self, sections: dict[str, Section], wish: Wish = Wish()) -> tuple[bytes, int]:  # noqa: B008
+        """The whole dump, and the most that was done for one piece of it."""
+        text, most = b"", 0
+        for piece in config_dump(sections, wish):
+            text += piece
+            most, self.steps = max(most, self.steps), 0
+        return text, most
+
+
+MANY = 20_000
+SHUFFLED = [Item(f"workload-{n * 7919 % MANY:05}") for n in range(MANY)]
+MOST_STEPS = 2 * RUN_ITEMS  # of sorting or of printing
+
+
+@pytest.mark.parametrize(("namespace", "count"), [("", MANY), ("nobody's", 0)])
+def test_a_large_dump_never_works_long_without_a_rest(namespace: str, count: int) -> None:
+    worked = Worked()
+    section = ListSection(items=lambda: SHUFFLED, key=worked.key, show=worked.show)
+    text, most = worked.taken({"workloads": section}, Wish(namespace=namespace))
     names = [item["name"] for item in json.loads(text)["workloads"]]
     assert names == sorted(names)
     assert len(names) == count
-    # Each is a two-hundredth of the whole; but the machine may be busy.
-    assert sorted(stalls)[-5] < sum(stalls) / 10
+    assert most <= MOST_STEPS
+
+
+@pytest.mark.parametrize("is_object", [False, True])
+def test_an_item_with_many_members_is_printed_like_any_other_but_with_rests(
+    *, is_object: bool
+) -> None:
+    worked = Worked()
+    many = Many(items=SHUFFLED, key=worked.key, show=worked.show, is_object=is_object)
+    item = Large({"name": "big", "of": Large(members=many, none=Many(items=[], show=str))})
+    text, most = worked.taken({"services": constant(lambda: {"it": item})})
+    shown = {one.name: {"name": one.name, "namespace": "shop"} for one in sorted(SHUFFLED, key=str)}
+    members = shown if is_object else list(shown.values())
+    whole = {"services": {"it": {"name": "big", "of": {"members": members, "none": []}}}}
+    assert text.decode() == json.dumps(whole, indent=2, sort_keys=True) + "\n"
+    assert most <= MOST_STEPS
 
 
 def test_entries_of_a_map_are_sorted_by_key() -> None:
@@ -204,7 +242,7 @@ def test_a_pod_that_is_up_shows_its_connections() -> None:
         outbound=[outbound],
         is_up=True,
     )
-    assert shown == {
+    assert json.loads(b"".join(pieces(shown, b"\n"))) == {
         "state": "Up",
         "info": {"name": "cart-0", "namespace": "shop", "serviceAccount": "cart"},
         "connections": {

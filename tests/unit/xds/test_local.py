@@ -39,10 +39,10 @@ from ztunnel.model.workload import (
 from ztunnel.state.store import Store, Update
 from ztunnel.xds.local import (
     endpoint_to_dict,
-    local_config_to_dict,
     parse_local_config,
     policy_to_dict,
     service_to_dict,
+    static_workload_to_dict,
     workload_to_dict,
 )
 
@@ -289,16 +289,9 @@ def test_a_plain_workload_shows_only_what_is_always_there() -> None:
 
 
 def test_a_service_as_the_config_dump_shows_it() -> None:
-    shown = service_to_dict(FULL_SERVICE, [FULL_WORKLOAD])
+    shown = service_to_dict(FULL_SERVICE)
     assert shown["vips"] == ["n/10.0.0.1", "/2001:db8::1"]
     assert shown["ports"] == {"80": 8080}
-    assert shown["endpoints"] == {
-        FULL_WORKLOAD.uid: {
-            "port": {"80": 8080},
-            "status": "Unhealthy",
-            "workloadUid": FULL_WORKLOAD.uid,
-        }
-    }
     assert shown["cidrVips"] == [{"network": "", "cidr": "10.1.0.0/16"}]
     assert shown["ipFamilies"] == "Dual"
     assert shown["loadBalancer"] == {
@@ -312,9 +305,17 @@ def test_a_service_as_the_config_dump_shows_it() -> None:
 
 
 def test_a_plain_service_shows_only_what_is_always_there() -> None:
-    assert set(service_to_dict(a_service(), [])) == {
-        *("name", "namespace", "hostname", "vips", "ports", "endpoints", "subjectAltNames"),
+    assert set(service_to_dict(a_service())) == {
+        *("name", "namespace", "hostname", "vips", "ports", "subjectAltNames"),
         *("canonical", "visibility"),
+    }
+
+
+def test_an_endpoint_as_the_config_dump_shows_it() -> None:
+    assert endpoint_to_dict(FULL_WORKLOAD, FULL_SERVICE.key) == {
+        "port": {"80": 8080},
+        "status": "Unhealthy",
+        "workloadUid": FULL_WORKLOAD.uid,
     }
 
 
@@ -347,7 +348,12 @@ def test_a_policy_as_the_config_dump_shows_it() -> None:
 
 def reread(store: Store) -> Store:
     again = Store()
-    again.apply(parse(json.dumps(local_config_to_dict(store))))
+    shown = {
+        "workloads": [static_workload_to_dict(one) for one in store.workloads.all()],
+        "services": [service_to_dict(one) for one in store.services.all()],
+        "policies": [policy_to_dict(one) for one in store.policies.all()],
+    }
+    again.apply(parse(json.dumps(shown)))
     return again
 
 
