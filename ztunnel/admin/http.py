@@ -23,6 +23,7 @@ HEAD_SECONDS = 2.0  # as the reference
 ANSWER_SECONDS = 120.0  # for a dump of a large mesh through a slow port-forward
 LINGER_SECONDS = 1.0
 PIECE_BYTES = 16384
+EMPTY_LINE_BYTES = 32  # what a line counts as that was looked for and is not there
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
@@ -205,12 +206,12 @@ def compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def gathered(lines: Iterable[str]) -> Iterator[bytes]:
-    """Join lines to pieces of a good size for sending."""
+    """Join lines to pieces of a good size for sending; an empty one took some time as well."""
     waiting: list[str] = []
     size = 0
     for line in lines:
         waiting.append(line)
-        size += len(line)
+        size += len(line) or EMPTY_LINE_BYTES
         if size >= PIECE_BYTES:
             yield "".join(waiting).encode()
             waiting, size = [], 0

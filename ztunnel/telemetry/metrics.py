@@ -199,7 +199,9 @@ class Metrics:
 
 
 def _open_fds() -> float:
-    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 the listing opens one itself
+    # Since Linux 6.2 the kernel says how many there are; listing them takes 1 us for each.
+    counted = os.stat("/proc/self/fd").st_size  # noqa: PTH116 nothing else of it is wanted
+    return counted or len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 it opens one itself
 
 
 def _max_fds() -> float:

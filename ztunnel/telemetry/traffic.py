@@ -178,14 +178,13 @@ class TrafficMetrics:
         """Print the four stable families and the failures, in pieces."""
         every = list(self._by_text.values())
         for name, description, attribute in _PLAIN:
-            plain = ((one, NO_FLAG, getattr(one, attribute)) for one in every if one.opened)
+            plain = ((s, NO_FLAG, getattr(s, attribute) if s.opened else None) for s in every)
             yield from _family(name, description, plain)
         for name, description, skipped in _BY_FLAG:
             by_flag = (
-                (series, flag, count)
+                (series, flag, None if flag == skipped else count)
                 for series in every
-                for flag, count in tuple(series.closed.items())
-                if flag != skipped
+                for flag, count in tuple(series.closed.items()) or _NONE_CLOSED
             )
             yield from _family(name, description, by_flag)
 
@@ -217,16 +216,19 @@ class TrafficMetrics:
 
 
 def _family(
-    name: str, description: str, samples: Iterable[tuple[Series, str, int]]
+    name: str, description: str, samples: Iterable[tuple[Series, str, int | None]]
 ) -> Iterator[str]:
-    """Print one family; nothing at all without samples.
+    """Print one family: an empty text for a sample without value, so that one can rest.
 
     A connection that moved nothing has byte counters too, of zero: a rate needs where they began.
     """
     head = f"# HELP {name} {description}\n# TYPE {name} counter\n"
     for series, flag, value in samples:
-        yield f"{head}{name}_total{series.key(flag)} {value}\n"
-        head = ""
+        if value is None:
+            yield ""
+        else:
+            yield f"{head}{name}_total{series.key(flag)} {value}\n"
+            head = ""
 
 
 _PLAIN = (
@@ -234,6 +236,7 @@ _PLAIN = (
     ("istio_tcp_received_bytes", "Bytes from client to server", "received"),
     ("istio_tcp_sent_bytes", "Bytes from server to client", "sent"),
 )
+_NONE_CLOSED: tuple[tuple[str, int | None], ...] = ((NO_FLAG, None),)
 _BY_FLAG = (
     ("istio_tcp_connections_closed", "Connections closed", None),
     ("istio_tcp_connections_failed", "Connections that failed (unstable)", NO_FLAG),

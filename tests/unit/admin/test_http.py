@@ -237,3 +237,13 @@ def test_gathering_makes_pieces_of_a_good_size() -> None:
     pieces = list(gathered("x" * 100 for _ in range(1000)))
     assert max(map(len, pieces)) < 20_000
     assert len(pieces) < 10
+
+
+def test_gathering_rests_where_nothing_is_to_be_said_for_long() -> None:
+    looked_at = iter(range(100_000))
+    last, most = 0, 0
+    for piece in gathered("" for _ in looked_at):
+        assert piece == b""
+        now = next(looked_at, 100_000)
+        last, most = now, max(most, now - last)
+    assert most < 1000

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
 from ztunnel.telemetry.exposition import Family, Kind
@@ -74,6 +77,10 @@ def test_every_family_has_the_name_and_labels_of_the_reference() -> None:
 def test_the_process_is_measured() -> None:
     found = scrape(Metrics())
     assert 3 <= found["process_open_fds"] <= found["process_max_fds"]
+    with contextlib.ExitStack() as opened:
+        for _ in range(10):
+            opened.enter_context(Path("/dev/null").open())
+        assert scrape(Metrics())["process_open_fds"] == found["process_open_fds"] + 10
     assert found["process_resident_memory_bytes"] > 2**20
     assert found["process_cpu_seconds_total"] > 0
 

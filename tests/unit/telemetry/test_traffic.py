@@ -195,3 +195,12 @@ def test_when_all_are_busy_the_rest_shares_an_overflow() -> None:
     found = samples(metrics)["istio_tcp_connections_opened_total"]
     assert {labels["source_workload"]: v for labels, v in found} == {"w0": 1, "w1": 1, OVERFLOW: 3}
     assert metrics.overflowed == 3
+
+
+def test_a_series_without_an_ending_is_passed_in_a_step_of_its_own() -> None:
+    metrics, count = TrafficMetrics(), 50
+    for number in range(count):
+        metrics.traffic(Labels(Reporter.SOURCE, Party(workload=f"w-{number}"), Party())).opened()
+    texts = list(metrics.text())
+    assert len(texts) == count * 5  # families
+    assert len([text for text in texts if text]) == count * 3  # opened, and the bytes
