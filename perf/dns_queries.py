@@ -163,6 +163,7 @@ async def measure_rows(pod: Pod, bare: Pod, options: argparse.Namespace) -> None
     server.start()
     common = ("--seconds", str(options.seconds), "--window", str(options.window))
     rounds: list[dict[Row, dict[str, float]]] = []
+    before = 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reactor.run)
         nursery.start_soon(server.run)
