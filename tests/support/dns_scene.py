@@ -45,6 +45,7 @@ www.example.org. 300 CNAME example.org.
 _sip._tcp.example.org. 300 SRV 1 2 5060 sip.example.org.
 _443._tcp.example.org. 300 TLSA 3 1 1 {"cd" * 32}
 long.example.org. 300 TXT {LONG}
+cluster.local. 60 SOA ns.dns.cluster.local. admin.cluster.local. 1 2 3 4 60
 """
 
 UNBOUND = """
@@ -136,9 +137,11 @@ def a_mesh_store() -> Store:
 
 
 @asynccontextmanager
-async def serving(scene: Scene, netns: PodNetns | None = None) -> AsyncIterator[Served]:
+async def serving(
+    scene: Scene, netns: PodNetns | None = None, store: Store | None = None
+) -> AsyncIterator[Served]:
     async with a_dns_server(
-        a_mesh_store(),
+        store or a_mesh_store(),
         netns=netns or scene.pod.netns,
         client=FakeClient.web(),
         addresses=("127.0.0.1:15053", "[::1]:15053"),
