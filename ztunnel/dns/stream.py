@@ -10,7 +10,7 @@ import trio
 from ztunnel.dns.resolver import Pending, Transport
 from ztunnel.telemetry.log import get
 from ztunnel.wire import dns
-from ztunnel.wire.dns import MessageSplitter
+from ztunnel.wire.dns import QUERY_BYTES_MAX, MessageSplitter
 
 if TYPE_CHECKING:
     from trio.abc import Stream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = get("dns")
 
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 5.0  # since the last whole query, or the last answer: single bytes do not count
 SEND_SECONDS = 5.0
 QUERIES_MAX = 100  # at once on one connection; then we stop reading until one is answered
 CHUNK_BYTES = 16384
@@ -34,6 +34,7 @@ class StreamQueries:
         self._resolver = resolver
         self._servers = servers
         self._places = trio.Semaphore(QUERIES_MAX, max_value=QUERIES_MAX)
+        self._idle_since = trio.current_time()
 
     async def serve(self) -> None:
         """Answer until the client has finished or is idle, then finish and close."""
@@ -47,23 +48,37 @@ class StreamQueries:
             log.debug("DNS connection ended", error=str(group.exceptions[0]))
 
     async def _read(self, answered: trio.MemorySendChannel[bytes], nursery: trio.Nursery) -> None:
-        splitter = MessageSplitter()
-        while True:
-            with trio.move_on_after(IDLE_SECONDS) as idle:
+        splitter = MessageSplitter(QUERY_BYTES_MAX)
+        while not splitter.is_too_long:
+            with trio.move_on_at(self._idle_since + IDLE_SECONDS) as idle:
                 chunk = await self._stream.receive_some(CHUNK_BYTES)
             if idle.cancelled_caught:
-                if self._places.value == QUERIES_MAX:
+                if self._is_over():
                     return
-                continue  # somebody still waits for an answer
-            if not chunk:
+            elif not chunk:
                 return
-            for message in splitter.feed(bytes(chunk)):
-                outcome = self._resolver.ask(message, Transport.TCP)
-                if isinstance(outcome, Pending):
-                    await self._places.acquire()
-                    nursery.start_soon(self._finish, outcome, answered.clone())
-                elif outcome is not None:
-                    await answered.send(outcome)
+            else:
+                await self._take(bytes(chunk), splitter, answered, nursery)
+
+    async def _take(
+        self, chunk: bytes, splitter: MessageSplitter,
+        answered: trio.MemorySendChannel[bytes], nursery: trio.Nursery,
+    ) -> None:  # fmt: skip
+        for message in splitter.feed(chunk):
+            self._idle_since = trio.current_time()
+            outcome = self._resolver.ask(message, Transport.TCP)
+            if isinstance(outcome, Pending):
+                await self._places.acquire()
+                nursery.start_soon(self._finish, outcome, answered.clone())
+            elif outcome is not None:
+                await answered.send(outcome)
+
+    def _is_over(self) -> bool:
+        """Tell whether the client has been idle for too long; not while it waits for an answer."""
+        now = trio.current_time()
+        if self._places.value < QUERIES_MAX:
+            self._idle_since = now
+        return now >= self._idle_since + IDLE_SECONDS
 
     async def _finish(self, pending: Pending, answered: trio.MemorySendChannel[bytes]) -> None:
         try:
@@ -71,6 +86,7 @@ class StreamQueries:
                 await self._resolver.finish_stream(pending, self._servers, answered.send)
         finally:
             self._places.release()
+            self._idle_since = trio.current_time()
 
     async def _write(self, outbox: trio.MemoryReceiveChannel[bytes]) -> None:
         async with outbox:

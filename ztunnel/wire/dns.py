@@ -20,6 +20,7 @@ from ztunnel.wire.dns_names import read_name
 
 HEADER_BYTES = 12
 MESSAGE_BYTES_MAX = 65535
+QUERY_BYTES_MAX = 4096  # the longest name with EDNS, padding and a signature takes a quarter of it
 UDP_BYTES_MIN = 512  # RFC 1035 s4.2.1; the reference sends up to 4096 to whoever asks without EDNS
 RECORDS_IN_QUERY_MAX = 16  # OPT, TSIG, the SOA of IXFR; nobody sends more
 OPT_BYTES = 11
@@ -143,7 +144,7 @@ def parse_query(data: bytes) -> Query | Refused | None:
     records = sum(counts)
     if flags & _OPCODE:
         return _refused(data, message_id, flags, Rcode.NOTIMP)
-    if questions != 1 or records > RECORDS_IN_QUERY_MAX:
+    if questions != 1 or records > RECORDS_IN_QUERY_MAX or len(data) > QUERY_BYTES_MAX:
         return Refused(Rcode.FORMERR, _bare(message_id, flags, Rcode.FORMERR))
     try:
         name, rtype, rclass, end = _question(data)
@@ -336,10 +337,13 @@ def framed(data: bytes) -> bytes:
 class MessageSplitter:
     """Cuts a TCP stream into messages; holds one incomplete message at most."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "_bytes_max", "is_too_long")
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        """Take messages of up to `bytes_max` bytes; then `is_too_long`, and there are no more."""
         self._buffer = bytearray()
+        self._bytes_max = bytes_max
+        self.is_too_long = False
 
     @property
     def is_empty(self) -> bool:
@@ -352,8 +356,10 @@ class MessageSplitter:
         buffer += data
         at = 0
         while len(buffer) - at >= _LENGTH.size:
-            end = at + _LENGTH.size + _LENGTH.unpack_from(buffer, at)[0]
-            if len(buffer) < end:
+            length = _LENGTH.unpack_from(buffer, at)[0]
+            self.is_too_long = length > self._bytes_max
+            end = at + _LENGTH.size + length
+            if self.is_too_long or len(buffer) < end:
                 break
             yield bytes(buffer[at + _LENGTH.size : end])
             at = end

@@ -115,6 +115,37 @@ async def test_an_idle_connection_is_closed(scene: Scene, autojump_clock: object
     await scene.ended.wait()
 
 
+async def test_single_bytes_are_no_sign_of_life(scene: Scene, autojump_clock: object) -> None:
+    started = trio.current_time()
+    for byte in framed(a_query("now")):
+        if scene.ended.is_set():
+            break
+        await scene.client.send_all(bytes([byte]))
+        await trio.sleep(1)
+    assert scene.ended.is_set()
+    assert trio.current_time() - started == pytest.approx(IDLE_SECONDS, abs=1)
+    assert scene.resolver.asked == []
+
+
+async def test_after_a_late_answer_there_is_time_for_another_query(
+    scene: Scene, autojump_clock: object
+) -> None:
+    await scene.ask("later")
+    await trio.sleep(IDLE_SECONDS - 0.1)
+    scene.resolver.answer("later")
+    await trio.sleep(IDLE_SECONDS - 0.1)
+    await scene.ask("now")
+    assert await scene.hears(2) == ["later", "now"]
+
+
+async def test_a_message_longer_than_any_query_ends_the_connection(scene: Scene) -> None:
+    too_long = (wire.QUERY_BYTES_MAX + 1).to_bytes(2, "big")
+    await scene.client.send_all(framed(a_query("now")) + too_long)
+    assert await scene.hears() == ["now"]
+    with trio.fail_after(2):
+        await scene.ended.wait()
+
+
 async def test_a_connection_that_waits_for_an_answer_is_not_idle(
     scene: Scene, autojump_clock: object
 ) -> None:

@@ -79,3 +79,20 @@ def test_a_stream_of_empty_messages_is_just_that() -> None:
     splitter = MessageSplitter()
     assert list(splitter.feed(bytes(20))) == [b""] * 10
     assert wire.parse_query(b"") is None
+
+
+def test_a_query_longer_than_any_is_refused() -> None:
+    padding = bytes(wire.QUERY_BYTES_MAX - len(ONE_QUESTION + QUESTION))
+    assert isinstance(wire.parse_query(ONE_QUESTION + QUESTION + padding), Query)
+    read = wire.parse_query(ONE_QUESTION + QUESTION + padding + b"!")
+    assert isinstance(read, Refused)
+    assert read.rcode is Rcode.FORMERR
+
+
+@pytest.mark.parametrize("length", [9, 65535])
+def test_a_message_that_is_too_long_ends_a_stream(length: int) -> None:
+    splitter = MessageSplitter(8)
+    stream = wire.framed(b"x" * 8) + length.to_bytes(2, "big") + wire.framed(b"y")
+    assert list(splitter.feed(stream)) == [b"x" * 8]
+    assert splitter.is_too_long
+    assert list(splitter.feed(wire.framed(b"z"))) == []
