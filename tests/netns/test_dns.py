@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.rdatatype
 import pytest
 import trio
 import trio.testing
 
 from cni.redirect.apply import apply_redirect
 from cni.redirect.plan import RedirectPlan
-from tests.support.dns import printed, running
+from tests.support.dns import printed
 from tests.support.dns_scene import (
     CART,
     COMPARED,
@@ -89,6 +89,23 @@ async def test_other_names_are_answered_as_before(
         assert len(transports) >= len({rtype for rtype, _ in NAMES}) - 1
 
 
+# Neither what is no record (OPT, TKEY, TSIG) nor transfers, which have tests of their own.
+ALL_TYPES = sorted(int(rtype) for rtype in dns.rdatatype.RdataType if not 249 <= rtype <= 252)
+ALL_TYPES.remove(dns.rdatatype.OPT)
+
+
+@pytest.mark.parametrize("by", ["+notcp", "+tcp"])
+async def test_every_type_is_answered_as_before(scene: Scene, tmp_path: Path, by: str) -> None:
+    queries = tmp_path / "queries"
+    head = " ".join((*COMPARED, f"@{RESOLVER}", by, "example.org"))
+    queries.write_text("".join(f"{head} -t TYPE{number}\n" for number in ALL_TYPES))
+    async with serving(scene):
+        before = await dig(scene.bare, "-f", str(queries))
+        assert before.count("status: ") == len(ALL_TYPES)
+        assert len(re.findall("ANSWER: [1-9]", before)) > 25
+        assert await dig(scene.pod, "-f", str(queries)) == before
+
+
 @pytest.mark.parametrize("by", ["+notcp", "+tcp"])
 async def test_the_resolver_that_the_pod_asks_is_the_one_that_answers(
     scene: Scene, by: str
@@ -160,39 +177,6 @@ async def test_a_mesh_name_that_upstream_does_not_know_exists(
     assert "SOA" in answer
 
 
-LIAR = "198.51.100.56"
-FORGERIES = """
-import socket
-ours, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-ours.bind(("198.51.100.56", 53)); other.bind(("198.51.100.56", 54))
-print("ready", flush=True)
-def answer(query, ip):
-    end = query.index(0, 12) + 5
-    record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + bytes(ip)
-    return query[:2] + b"\\x81\\x80\\0\\1\\0\\1\\0\\0\\0\\0" + query[12:end] + record
-while True:
-    query, sender = ours.recvfrom(4096)
-    forged = answer(query, [192, 0, 2, 66])
-    for number in range(200):
-        guess = (int.from_bytes(query[:2], "big") + 1 + number) % 65536
-        ours.sendto(guess.to_bytes(2, "big") + forged[2:], sender)
-    ours.sendto(forged.replace(b"example", b"forgery"), sender)
-    other.sendto(forged, sender)
-    other.sendto(forged, (sender[0], sender[1] ^ 1))
-    ours.sendto(answer(query, [192, 0, 2, 1]), sender)
-"""
-
-
-async def test_forged_answers_are_not_believed(scene: Scene) -> None:
-    liar = scene.cluster.add_outside("liar", LIAR)
-    with running(liar, sys.executable, "-I", "-S", "-c", FORGERIES) as program:
-        assert program.stdout
-        assert program.stdout.readline() == b"ready\n"
-        async with serving(scene):
-            for _ in range(20):
-                assert await short(scene.pod, f"@{LIAR}", "example.org") == ["192.0.2.1"]
-
-
 async def test_a_dead_resolver_holds_up_nobody(scene: Scene, nursery: trio.Nursery) -> None:
     async with serving(scene) as served:
 
@@ -209,19 +193,6 @@ async def test_a_dead_resolver_holds_up_nobody(scene: Scene, nursery: trio.Nurse
             assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
             assert await short(scene.pod, f"@{RESOLVER}", "cart.shop") == ["10.96.0.7"]
         nursery.cancel_scope.cancel()
-
-
-async def test_junk_from_the_pod_does_not_stop_the_server(scene: Scene) -> None:
-    script = (
-        "import random,socket;r=random.Random(1)\n"
-        "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
-        f"for n in range(2000): s.sendto(r.randbytes(r.randrange(1,80)),('{RESOLVER}',53))\n"
-        f"c=socket.create_connection(('{RESOLVER}',53));c.sendall(r.randbytes(70000))\n"
-    )
-    async with serving(scene) as served:
-        await printed(scene.pod, sys.executable, "-I", "-S", "-c", script)
-        assert await short(scene.pod, f"@{RESOLVER}", "cart.shop") == ["10.96.0.7"]
-        assert served.counted("bugs", "dns") == 0
 
 
 async def test_a_pod_without_ipv6_on_its_loopback_is_served_by_ipv4(scene: Scene) -> None:

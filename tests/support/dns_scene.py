@@ -41,6 +41,18 @@ example.org. 300 SSHFP 1 1 {"ab" * 20}
 example.org. 300 HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1
 example.org. 300 SVCB 1 svc.example.org. port=8443
 example.org. 300 TYPE65280 \\# 4 01020304
+example.org. 300 RP admin.example.org. txt.example.org.
+example.org. 300 AFSDB 1 afs.example.org.
+example.org. 300 CERT PKIX 1 8 AwEAAQ==
+example.org. 300 URI 10 1 "https://example.org/"
+example.org. 300 OPENPGPKEY AwEAAQ==
+example.org. 300 SMIMEA 3 1 1 {"ab" * 32}
+example.org. 300 EUI48 00-00-5e-00-53-2a
+example.org. 300 CDS 1 8 2 {"ab" * 32}
+example.org. 300 KX 10 kx.example.org.
+example.org. 300 APL 1:192.0.2.0/24
+example.org. 300 SPF "v=spf1 -all"
+example.org. 300 DHCID AAIBY2/AuCccgoJbsaxcQc9TUapptP69lOjxfNuVAA2kjEA=
 www.example.org. 300 CNAME example.org.
 _sip._tcp.example.org. 300 SRV 1 2 5060 sip.example.org.
 _443._tcp.example.org. 300 TLSA 3 1 1 {"cd" * 32}
