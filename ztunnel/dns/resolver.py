@@ -99,6 +99,7 @@ class Resolver:
         upstream: Upstream, rng: random.Random,
     ) -> None:  # fmt: skip
         self.upstream = upstream
+        self.stream_queries = 0  # by TCP that have no answer yet; their connections count
         self._client = client
         self._naming = naming
         self._store = store

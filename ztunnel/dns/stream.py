@@ -23,6 +23,7 @@ log = get("dns")
 IDLE_SECONDS = 5.0  # since the last whole query, or the last answer: single bytes do not count
 SEND_SECONDS = 5.0
 QUERIES_MAX = 100  # at once on one connection; then we stop reading until one is answered
+POD_QUERIES_MAX = 1024  # at once on all connections of a pod; more are refused
 CHUNK_BYTES = 16384
 
 
@@ -68,9 +69,11 @@ class StreamQueries:
             self._idle_since = trio.current_time()
             outcome = self._resolver.ask(message, Transport.TCP)
             if isinstance(outcome, Pending):
-                await self._places.acquire()
-                nursery.start_soon(self._finish, outcome, answered.clone())
-            elif outcome is not None:
+                if self._resolver.stream_queries < POD_QUERIES_MAX:
+                    await self._begin(outcome, answered, nursery)
+                    continue
+                outcome = self._resolver.refuse(outcome)
+            if outcome is not None:
                 await answered.send(outcome)
 
     def _is_over(self) -> bool:
@@ -80,11 +83,19 @@ class StreamQueries:
             self._idle_since = now
         return now >= self._idle_since + IDLE_SECONDS
 
+    async def _begin(
+        self, pending: Pending, answered: trio.MemorySendChannel[bytes], nursery: trio.Nursery
+    ) -> None:
+        await self._places.acquire()
+        self._resolver.stream_queries += 1
+        nursery.start_soon(self._finish, pending, answered.clone())
+
     async def _finish(self, pending: Pending, answered: trio.MemorySendChannel[bytes]) -> None:
         try:
             async with answered:
                 await self._resolver.finish_stream(pending, self._servers, answered.send)
         finally:
+            self._resolver.stream_queries -= 1
             self._places.release()
             self._idle_since = trio.current_time()
 

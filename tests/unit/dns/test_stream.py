@@ -22,6 +22,7 @@ class FakeResolver:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.stream_queries = 0
         self.waiting: dict[str, trio.Event] = {}
 
     def ask(self, data: bytes, transport: Transport) -> bytes | Pending | None:
@@ -39,6 +40,9 @@ class FakeResolver:
         event = self.waiting[pending.query.name] = trio.Event()
         await event.wait()
         await deliver(pending.query.name.encode())
+
+    def refuse(self, pending: Pending) -> bytes:
+        return f"no {pending.query.name}".encode()
 
     def answer(self, name: str) -> None:
         self.waiting[name].set()
@@ -164,6 +168,24 @@ async def test_queries_under_way_are_bounded(scene: Scene) -> None:
     assert await scene.hears() == ["slow3"]
     await trio.testing.wait_all_tasks_blocked()
     assert len(scene.resolver.waiting) == QUERIES_MAX + 1
+
+
+async def test_all_connections_together_have_a_limit(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POD_QUERIES_MAX", 2)
+    await scene.ask("slow1", "slow2", "slow3", "now")
+    assert await scene.hears(2) == ["no slow3", "now"]
+    scene.resolver.answer("slow1")
+    assert await scene.hears() == ["slow1"]
+    await scene.ask("slow4")
+    assert sorted(scene.resolver.waiting) == ["slow1", "slow2", "slow4"]
+    await scene.client.aclose()
+    scene.resolver.answer("slow2")
+    scene.resolver.answer("slow4")
+    with trio.fail_after(1):
+        await scene.ended.wait()
+    assert scene.resolver.stream_queries == 0
 
 
 async def test_a_client_that_goes_away_ends_everything(scene: Scene) -> None:
