@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 
 import structlog
 import trio
@@ -24,7 +24,7 @@ from cni.agent.config import KUBELET, AgentConfig
 from cni.agent.eligibility import Decision
 from cni.agent.enrol import Enroller
 from cni.agent.errors import AgentError, UsurpedError
-from cni.agent.http_server import Routes, listen_tcp, listen_unix, serve
+from cni.agent.http_server import Routes, listen_tcp, serve
 from cni.agent.kube import Collection, Watcher, annotate
 from cni.agent.kube_http import KubeClient
 from cni.agent.kubelet import kubelet_uid
@@ -46,6 +46,7 @@ from cni.agent.probes import ProbeSets
 from cni.agent.reconcile import Reconciler
 from cni.agent.runtime_client import RuntimeClient
 from cni.agent.status import AgentStatus, StatusReader
+from cni.agent.unix_socket import FileIdentity, UnixListener, identity_of, listen_unix
 from cni.agent.view import ClusterView
 from cni.agent.zds_server import ZdsServer, serve_zds
 from cni.redirect.errors import RedirectError
@@ -62,8 +63,6 @@ KUBERNETES, HOST_RULES, FIRST_LOOK, NODE_PROXY, PLUGIN = (
     "a node proxy",
     "the plugin's installation",
 )
-
-FileIdentity = tuple[int, int, int]  # device, inode, time of making
 
 log = structlog.get_logger(component="agent")
 
@@ -155,7 +154,7 @@ class Agent:
                 await self._ensure_host()
                 await self._remember()
                 async with serve_zds(str(self.config.zds_path), self.proxies):
-                    socket_file = await _identity(self.config.zds_path)
+                    socket_file = identity_of(self.config.zds_path)
                     nursery.start_soon(self.reconciler.run)
                     nursery.start_soon(self._follow_proxies)
                     door = PluginDoor(self._admission.admit, self.metrics)
@@ -222,15 +221,18 @@ class Agent:
         return trio.current_time() - min(known) if len(known) == len(contacts) else None
 
     def _open_doors(self, nursery: trio.Nursery) -> None:
-        health = listen_tcp(self.config.health_port)
-        monitoring = listen_tcp(self.config.monitoring_port)
-        control = listen_unix(self.config.run_dir / CONTROL_SOCKET, mode=0o600)
-        for listener, routes in (
+        config = self.config
+        with ExitStack() as opened:  # if one cannot be had, the others are closed
+            health = opened.enter_context(closing(listen_tcp(config.health_port)))
+            monitoring = opened.enter_context(closing(listen_tcp(config.monitoring_port)))
+            control = listen_unix(config.run_dir / CONTROL_SOCKET, mode=0o600)
+            opened.pop_all()
+        for door, routes in (
             (health, health_routes(self)),
             (monitoring, metrics_routes(self.metrics, self._refresh)),
             (control, control_routes(self)),
         ):
-            nursery.start_soon(partial(_serve_and_close, listener, routes))
+            nursery.start_soon(partial(_serve_and_close, door, routes))
 
     def _refresh(self) -> None:
         self.reconciler.count()
@@ -328,7 +330,7 @@ class Agent:
         path = self.config.zds_path
         while True:
             await trio.sleep(self.config.reconcile_seconds)
-            if await _identity(path) != ours:
+            if identity_of(path) != ours:
                 raise UsurpedError(f"another node agent has taken {path}; this one steps back")
             self.reconciler.mark_all()
             try:
@@ -341,18 +343,6 @@ class Agent:
         log.info("done waiting", what=what, left=len(self.waiting_for))
 
 
-async def _serve_and_close(listener: trio.socket.SocketType, routes: Routes) -> None:
-    with listener:
+async def _serve_and_close(door: trio.socket.SocketType | UnixListener, routes: Routes) -> None:
+    with door as listener:
         await serve(listener, routes)
-
-
-async def _identity(path: Path) -> FileIdentity | None:
-    """Say which file is at a path; None if there is none.
-
-    The time it was made belongs to it: the number of a removed file is given to the next one.
-    """
-    try:
-        status = await trio.Path(path).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -9,7 +9,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version as package_version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ import msgspec
 import trio
 
 from cni.agent.app import Agent
+from cni.agent.capabilities import held_capabilities, require_capabilities
 from cni.agent.config import AgentConfig
 from cni.agent.operators import CONTROL_SOCKET
 from cni.agent.pod_netns import NodeView
@@ -33,11 +35,12 @@ commands:
   run                   run the node agent, configured by environment variables (the default)
   status                list the pods of this node: what became of them, and why
   rules --pod NS/NAME   print the redirection rules of a pod, and whether the kernel has them
+  version               print the version
   help                  print this text
 
 `status` and `rules` ask the running agent by its socket in the folder CNI_AGENT_RUN_DIR.
 """
-EXIT_OK, EXIT_FAILED = 0, 1
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 DEFAULT_RUN_DIR = "/var/run/istio-cni"
 CONTROL_SECONDS = 10.0
 _READ_BYTES = 65536
@@ -46,33 +49,60 @@ _OK = 200
 
 def main(words: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the command that `words` name; return the exit status."""
-    command, rest = (
-        ("run", words) if not words or words[0].startswith("--log") else (words[0], words[1:])
-    )
-    match command:
-        case "run":
-            return run(rest, env)
-        case "status":
-            return status(env)
-        case "rules":
-            return rules(rest, env)
-        case "help" | "--help" | "-h":
-            sys.stdout.write(USAGE)
-            return EXIT_OK
-        case _:
-            sys.stderr.write(f"ztunnel-cni-agent: unknown command {command!r}\n\n{USAGE}")
-            return EXIT_FAILED
+    commands: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
+        "run": run,
+        "status": status,
+        "rules": rules,
+        "version": version,
+        "--version": version,
+        "help": help_,
+        "--help": help_,
+        "-h": help_,
+    }
+    flagged = not words or words[0].startswith("--log")
+    command, rest = ("run", words) if flagged else (words[0], words[1:])
+    chosen = commands.get(command)
+    if chosen is None:
+        sys.stderr.write(f"ztunnel-cni-agent: unknown command {command!r}\n\n{USAGE}")
+        return EXIT_FAILED
+    if {"-h", "--help"} & set(rest) and chosen is not rules:
+        return help_(rest, env)
+    return chosen(rest, env)
+
+
+def refuse(command: str, words: Sequence[str]) -> int:
+    """Say which words a command does not know."""
+    unknown = " ".join(words)
+    sys.stderr.write(f"ztunnel-cni-agent {command}: unknown words: {unknown}\n\n{USAGE}")
+    return EXIT_USAGE
+
+
+def help_(words: Sequence[str], env: Mapping[str, str]) -> int:  # noqa: ARG001
+    """Print the usage."""
+    sys.stdout.write(USAGE)
+    return EXIT_OK
+
+
+def version(words: Sequence[str], env: Mapping[str, str]) -> int:  # noqa: ARG001
+    """Print the version."""
+    if words:
+        return refuse("version", words)
+    sys.stdout.write(f"ztunnel-cni-agent {package_version('ztunnel')}\n")
+    return EXIT_OK
 
 
 def run(words: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the agent until SIGTERM or SIGINT; pods stay as they are."""
+    # The reference's flags are accepted; levels come from RUST_LOG as with the node proxy.
+    if unknown := [word for word in words if not word.startswith("--log")]:
+        return refuse("run", unknown)
     code = EXIT_OK
     try:
         config = AgentConfig.from_env(env)
-        # The reference's flags are accepted; levels come from RUST_LOG as with the node proxy.
         logs.PIPELINE.set_up(config.log_filter, json=config.log_json or "--log_as_json" in words)
         _raise_descriptor_limit()
         with _host_netns(config) as host:
+            require_capabilities(held_capabilities())
             trio.run(_run, config, host, env if config.installs else None)
     except* ConfigError as group:
         for line in _texts(group):
@@ -81,8 +111,10 @@ def run(words: Sequence[str], env: Mapping[str, str]) -> int:
     return code
 
 
-def status(env: Mapping[str, str]) -> int:
+def status(words: Sequence[str], env: Mapping[str, str]) -> int:
     """Print the pods of this node."""
+    if words:
+        return refuse("status", words)
     code, body = ask(env, "/status")
     if code != _OK:
         sys.stderr.write(body)

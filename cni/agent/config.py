@@ -158,7 +158,7 @@ def _redirecting(reader: _Reader) -> Redirecting:
         dns=get("AMBIENT_DNS_CAPTURE", parse_bool, "false"),
         ipv6=get("AMBIENT_IPV6", parse_bool, "true"),
         syn_only=get("ZTUNNEL_CNI_KEEP_ESTABLISHED", parse_bool, "false"),
-        probes=get("ZTUNNEL_CNI_PROBES", ProbeStrategy, ProbeStrategy.SNAT.value),
+        probes=get("ZTUNNEL_CNI_PROBES", _probes, ProbeStrategy.SNAT.value),
         probe_sources=sources,
         node_addresses=get("ZTUNNEL_CNI_NODE_ADDRESSES", _addresses, ""),
     )
@@ -193,6 +193,13 @@ def _address(version: int) -> Callable[[str], IpAddress]:
 
 def _addresses(text: str) -> tuple[IpAddress, ...]:
     return tuple(parse_ip(word) for word in _words(text))
+
+
+def _probes(text: str) -> ProbeStrategy:
+    try:
+        return ProbeStrategy(text)
+    except ValueError:
+        raise ValueError(f"not one of {', '.join(ProbeStrategy)}") from None
 
 
 def _cri_sockets(host_root: Path) -> Callable[[str], tuple[Path, ...]]:

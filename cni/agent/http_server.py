@@ -9,12 +9,10 @@ from __future__ import annotations
 import array
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import h11
 import structlog
@@ -30,7 +28,6 @@ READ_BYTES = 65536
 FDS_MAX = 4  # room for more than the one we want, so that surplus ones are seen, and closed
 CONNECTIONS_MAX = 256
 BACKLOG = 128
-PATH_BYTES_MAX = 107
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 
@@ -168,28 +165,6 @@ async def _send(
             view = view[await sock.send(view) :]
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-
-
-def listen_unix(path: Path, *, mode: int) -> trio.socket.SocketType:
-    """Listen at a path, in place of a socket that is there.
-
-    Raises:
-        SocketPathError: it cannot be made.
-    """
-    if len(bytes(path)) > PATH_BYTES_MAX:
-        raise SocketPathError(f"socket path longer than {PATH_BYTES_MAX} bytes: {path}")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
-        sock.bind(str(path))
-        path.chmod(mode)
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        raise SocketPathError(f"cannot listen at {path}: {exc}") from exc
-    return trio.socket.from_stdlib_socket(sock)
 
 
 def listen_tcp(port: int, *, host: str = "::") -> trio.socket.SocketType:

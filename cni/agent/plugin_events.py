@@ -16,8 +16,9 @@ import structlog
 import trio
 
 from cni.agent.errors import AgentError, EventError, KubeError, NoProxyError, PodUnknownError
-from cni.agent.http_server import Request, Response, listen_unix, serve
+from cni.agent.http_server import Request, Response, serve
 from cni.agent.metrics import AgentMetrics
+from cni.agent.unix_socket import listen_unix
 from ztunnel.errors import ZtunnelError
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.identity import Namespace
@@ -110,14 +111,14 @@ class PluginDoor:
         Raises:
             SocketPathError: one of them cannot be made.
         """
-        events = listen_unix(run_dir / EVENT_SOCKET, mode=EVENT_SOCKET_MODE)
-        with events:
-            lines = listen_unix(run_dir / LOG_SOCKET, mode=LOG_SOCKET_MODE)
-            with lines:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(serve, events, {EVENT_PATH: self.on_event})
-                    nursery.start_soon(serve, lines, {LOG_PATH: on_lines})
-                    task_status.started()
+        with (
+            listen_unix(run_dir / EVENT_SOCKET, mode=EVENT_SOCKET_MODE) as events,
+            listen_unix(run_dir / LOG_SOCKET, mode=LOG_SOCKET_MODE) as lines,
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, events, {EVENT_PATH: self.on_event})
+                nursery.start_soon(serve, lines, {LOG_PATH: on_lines})
+                task_status.started()
 
     async def on_event(self, request: Request) -> Response:
         """Answer one event."""

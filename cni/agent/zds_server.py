@@ -7,15 +7,17 @@ the next older one is asked. Deletions go to all.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 import trio
 
 from cni.agent.errors import AgentError, NoProxyError, ProxyLostError
+from cni.agent.unix_socket import listen_unix
 from cni.agent.zds_connection import EnrolledPod, ProxyConnection
-from cni.agent.zds_socket import listening_socket, unlisten
 from ztunnel.errors import ZtunnelError
 from ztunnel.linux import fdpass
 from ztunnel.linux.netns import PodNetns
@@ -200,17 +202,15 @@ async def serve_zds(path: str, server: ZdsServer | None = None) -> AsyncIterator
     Raises:
         SocketPathError: the path is too long, in use, or is no socket.
     """
-    listener = listening_socket(path)
     server = server or ZdsServer()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.run, listener)  # noqa: ASYNC113 - it listens already
-            yield server
-            nursery.cancel_scope.cancel(reason="node agent stops")
-    finally:
-        server.close()
-        with suppress(OSError):
-            unlisten(listener, path)
+    with listen_unix(Path(path), kind=socket.SOCK_SEQPACKET) as listener:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.run, listener)  # noqa: ASYNC113 - it listens already
+                yield server
+                nursery.cancel_scope.cancel(reason="node agent stops")
+        finally:
+            server.close()
 
 
 def _check_size(request: Request) -> None:

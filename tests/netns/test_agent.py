@@ -272,6 +272,7 @@ async def test_an_agent_whose_socket_is_taken_steps_back(scene: Scene) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
                 other.bind(str(scene.zds_path))
                 await trio.sleep(10)
+    assert scene.zds_path.is_socket()  # and that stays the other's
 
 
 async def test_operators_see_what_became_of_each_pod(scene: Scene) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import trio
 
 from cni.agent import cli
 from cni.agent.config import AgentConfig
-from cni.agent.http_server import listen_unix, serve
+from cni.agent.http_server import serve
 from cni.agent.kube_http import ApiServer
 from cni.agent.operators import CONTROL_SOCKET, control_routes
+from cni.agent.unix_socket import listen_unix
 from tests.support.kube import FakeKube, running
 from tests.unit.cni.agent.test_operators import Insight
 from ztunnel.errors import ConfigError
@@ -30,6 +32,23 @@ def test_help_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["dance"], {}) == 1
     assert "unknown command 'dance'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "version", "run"])
+def test_words_that_no_command_knows_are_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "extra", "words"], {}) == 2
+    err = capsys.readouterr().err
+    assert err == f"ztunnel-cni-agent {command}: unknown words: extra words\n\n{cli.USAGE}"
+    assert cli.main([command, "--help"], {}) == 0
+    assert capsys.readouterr().out == cli.USAGE
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("version", "--version"):
+        assert cli.main([word], {}) == 0
+        assert capsys.readouterr().out == f"ztunnel-cni-agent {version('ztunnel')}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["--log_output_level=default:info"]])
@@ -93,23 +112,41 @@ def test_a_host_namespace_that_cannot_be_opened_stops_the_start(tmp_path: Path) 
         cli._host_netns(config)
 
 
+def settings(folder: Path, port: int) -> dict[str, str]:
+    """Settings of an agent that touches nothing but a folder; `port`: of the API server."""
+    return {
+        "PATH": os.environ["PATH"],
+        "NODE_NAME": "n",
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": str(port),
+        "KUBERNETES_SERVICE_PROTOCOL": "http",
+        "ZTUNNEL_CNI_TOKEN_FILE": "",
+        "ZTUNNEL_CNI_PROBES": "none",
+        "ZTUNNEL_CNI_INSTALL": "false",
+        "ZTUNNEL_CNI_HEALTH_PORT": "0",
+        "MONITORING_PORT": "0",
+        "CNI_AGENT_RUN_DIR": str(folder / "run"),
+        "ZTUNNEL_UDS_ADDRESS": str(folder / "z.sock"),
+    }
+
+
+@pytest.mark.netns
+@pytest.mark.requires_program("setpriv")
+def test_without_a_capability_it_does_not_start_and_says_which(tmp_path: Path) -> None:
+    agent = ["setpriv", "--bounding-set=-sys_ptrace", sys.executable, "-m", "cni.agent"]
+    done = subprocess.run(
+        agent, env=settings(tmp_path, 1), capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode == 1
+    assert "lacks CAP_SYS_PTRACE (to find the namespaces of other processes):" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.netns
 async def test_asked_to_stop_it_leaves_with_success(tmp_path: Path) -> None:
     async with running(FakeKube()) as kube:
         assert kube.server is not None
-        env = {
-            "PATH": os.environ["PATH"],
-            "NODE_NAME": "n",
-            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
-            "KUBERNETES_SERVICE_PORT": str(kube.server.port),
-            "KUBERNETES_SERVICE_PROTOCOL": "http",
-            "ZTUNNEL_CNI_TOKEN_FILE": "",
-            "ZTUNNEL_CNI_PROBES": "none",
-            "ZTUNNEL_CNI_INSTALL": "false",
-            "ZTUNNEL_CNI_HEALTH_PORT": "0",
-            "MONITORING_PORT": "0",
-            "CNI_AGENT_RUN_DIR": str(tmp_path / "run"),
-            "ZTUNNEL_UDS_ADDRESS": str(tmp_path / "z.sock"),
-        }
+        env = settings(tmp_path, kube.server.port)
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "cni.agent"], env=env, stdout=subprocess.PIPE
         )
@@ -124,3 +161,5 @@ async def test_asked_to_stop_it_leaves_with_success(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             with trio.fail_after(10):
                 assert await process.wait() == 0
+            assert not (tmp_path / "z.sock").exists()
+            assert list((tmp_path / "run").iterdir()) == []

@@ -107,6 +107,12 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
         AgentConfig.from_env({**NODE, name: value})
 
 
+def test_what_may_be_chosen_is_told() -> None:
+    wanted = r"invalid env var ZTUNNEL_CNI_PROBES=magic \(not one of snat, node-address, none\)"
+    with pytest.raises(ConfigError, match=wanted):
+        AgentConfig.from_env({**NODE, "ZTUNNEL_CNI_PROBES": "magic"})
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         AgentConfig.from_env({"AMBIENT_IPV6": "x", "MONITORING_PORT": "y"})

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import trio
 
 from cni.agent import http_server
 from cni.agent.errors import SocketPathError
-from cni.agent.http_server import Request, Response, listen_tcp, listen_unix, serve
+from cni.agent.http_server import Request, Response, listen_tcp, serve
+from cni.agent.unix_socket import listen_unix
 from tests.support.namespaces import open_descriptors
 
 
@@ -104,26 +104,6 @@ async def test_who_leaves_or_says_nothing_does_not_stop_the_server(
         assert await ask(tmp_path / "s", b"POST /echo", finish=False) == b""
         assert await ask(tmp_path / "s", POST[:-2])
         assert b" 200 " in await ask(tmp_path / "s", POST)
-
-
-async def test_a_stale_socket_is_replaced_and_the_mode_is_as_wanted(tmp_path: Path) -> None:
-    path = tmp_path / "run/s"
-    listen_unix(path, mode=0o600).close()
-    with listen_unix(path, mode=0o666):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o666
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
-
-
-def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
-    (tmp_path / "s").write_text("precious")
-    with pytest.raises(SocketPathError, match="cannot listen"):
-        listen_unix(tmp_path / "s", mode=0o600)
-    assert (tmp_path / "s").read_text() == "precious"
-
-
-def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SocketPathError, match="longer than"):
-        listen_unix(tmp_path / ("x" * 200), mode=0o600)
 
 
 async def test_over_tcp_both_families_are_served() -> None:
