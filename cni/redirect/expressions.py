@@ -24,6 +24,7 @@ from cni.redirect.rules import (
     InNetwork,
     InSet,
     IsFirstSegment,
+    IsForUs,
     IsProtocol,
     Jump,
     MarkConnection,
@@ -54,6 +55,10 @@ _PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
 # version: (NFPROTO_*, offset of the source address, of the destination address, length)
 _FAMILIES = {4: (2, 12, 16, 4), 6: (10, 8, 24, 16)}
 _INTERFACE_NAME_BYTES = 16
+_FIB_DESTINATION = 2  # NFTA_FIB_F_DADDR
+# NFT_FIB_RESULT_ADDRTYPE, which is 3; pyroute2 takes this number for a set of bits.
+_FIB_ADDRESS_TYPE = frozenset({"NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF"})
+_ROUTE_LOCAL = 2  # RTN_LOCAL
 _TCP_FLAGS_OFFSET = 13
 _TCP_SYN = 0x02
 _TCP_OPENING_MASK = 0x17  # fin, syn, rst, ack
@@ -96,7 +101,7 @@ def _condition(condition: Condition) -> Iterator[Expression]:
 
 
 def _packet_condition(
-    condition: HasMark | OnInterface | IsFirstSegment,
+    condition: HasMark | OnInterface | IsFirstSegment | IsForUs,
 ) -> Iterator[Expression]:
     match condition:
         case HasMark(mark, connection, negate):
@@ -107,6 +112,11 @@ def _packet_condition(
             yield _meta(_META_OIFNAME if leaving else _META_IIFNAME)
             padded = name.encode("ascii").ljust(_INTERFACE_NAME_BYTES, b"\0")
             yield _compare(padded, negate=negate)
+        case IsForUs():
+            yield _expression(
+                "fib", dreg=_REGISTER, result=_FIB_ADDRESS_TYPE, flags=_FIB_DESTINATION
+            )
+            yield _compare(_u32(_ROUTE_LOCAL))
         case IsFirstSegment():
             yield _payload(_TRANSPORT_HEADER, _TCP_FLAGS_OFFSET, 1)
             yield _bitwise(bytes([_TCP_OPENING_MASK]))

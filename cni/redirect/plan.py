@@ -20,6 +20,7 @@ from cni.redirect.rules import (
     Ip,
     IpNetwork,
     IsFirstSegment,
+    IsForUs,
     IsProtocol,
     Jump,
     MarkConnection,
@@ -155,10 +156,10 @@ class RedirectPlan:
         yield from self.inbound_exclusion.rules(inbound=True, ipv6=self.ipv6)
         plaintext = HasPort(Protocol.TCP, TUNNEL_PORT, negate=True)
         for loopback in self._families(LOOPBACKS):
-            yield Rule(
-                (HasAddress(loopback, negate=True), plaintext, *self._first(), _NOT_FROM_PROXY),
-                Redirect(INBOUND_PORT),
-            )
+            # Ours: only to the pod's own addresses. A neighbour on its link could send us anything,
+            # and would have a hop on the way there.
+            here = HasAddress(loopback, negate=True), plaintext, *self._first(), IsForUs()
+            yield Rule((*here, _NOT_FROM_PROXY), Redirect(INBOUND_PORT))
 
     def _nat_output(self) -> Iterator[Rule]:
         for ip in self._families(self.probe_sources):

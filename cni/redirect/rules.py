@@ -88,6 +88,14 @@ class InSet:
 
 
 @dataclass(frozen=True, slots=True)
+class IsForUs:
+    """Match a destination that is an address of this very namespace."""
+
+    def __str__(self) -> str:
+        return "fib daddr type local"
+
+
+@dataclass(frozen=True, slots=True)
 class HasLocalSocket:
     """Match what a process of this very namespace sends; `uid` None: whoever runs it."""
 
@@ -214,6 +222,7 @@ Condition = (
     | HasAddress
     | InNetwork
     | InSet
+    | IsForUs
     | HasLocalSocket
     | HasMark
     | OnInterface

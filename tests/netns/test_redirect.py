@@ -4,6 +4,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,37 @@ def test_what_comes_in_reaches_the_proxy_with_its_destination(
     assert sockopt.original_destination(caught) == Endpoint.of((target, 8080))
     assert Endpoint.of(caught.getpeername()).ip == scene.other.addresses[family]
     assert echoed(client, caught)
+
+
+@FAMILIES
+def test_a_neighbour_that_sends_the_pod_what_is_for_others_does_not_reach_the_proxy(
+    scene: Scene, family: int
+) -> None:
+    elsewhere, flag = (("192.0.2.9", "-4"), ("2001:db8::9", "-6"))[family]
+    neighbour = scene.pod.node
+    output_of(neighbour, "ip", flag, "route", "add", elsewhere, "via", scene.ip(scene.pod, family))
+    # What goes on to the pod's routes finds an end there, at once.
+    output_of(scene.pod, "ip", flag, "route", "add", "unreachable", elsewhere)
+    switch = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")[family]
+    scene.pod.netns.call(lambda: Path("/proc/sys", switch).write_text("1"))
+    apply_redirect(scene.pod.netns, RedirectPlan())
+    with (
+        listen(scene.pod.netns, 15006, mark=MARK),
+        pytest.raises(OSError, match=r"No route to host|Network is unreachable"),
+    ):
+        connect(neighbour.netns, elsewhere, 80).close()
+
+
+def test_the_pods_link_local_address_is_its_own(scene: Scene, stack: contextlib.ExitStack) -> None:
+    apply_redirect(scene.pod.netns, RedirectPlan())
+    proxy = stack.enter_context(listen(scene.pod.netns, 15006, mark=MARK))
+    output_of(scene.pod, "ip", "address", "add", "fe80::5/64", "dev", "eth0", "nodad")
+    neighbours = output_of(scene.pod.node, "ip", "-6", "route", "show", "fd00:1::1")
+    host_end = neighbours.split()[neighbours.split().index("dev") + 1]
+    target = f"fe80::5%{host_end}", 80
+    stack.enter_context(scene.pod.node.netns.call(lambda: socket.create_connection(target, 5)))
+    caught = stack.enter_context(accept(proxy))
+    assert str(sockopt.original_destination(caught).ip) == "fe80::5"
 
 
 @FAMILIES

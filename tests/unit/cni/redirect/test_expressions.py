@@ -15,6 +15,7 @@ from cni.redirect.rules import (
     InNetwork,
     InSet,
     IsFirstSegment,
+    IsForUs,
     Jump,
     MarkConnection,
     OnInterface,
@@ -81,6 +82,7 @@ def test_a_jump_is_not_counted() -> None:
         pytest.param(HasLocalSocket(), [(1, b"\xff" * 4)], id="any owner"),
         pytest.param(OnInterface("lo"), [(0, b"lo".ljust(16, b"\0"))], id="interface"),
         pytest.param(IsFirstSegment(), [(0, b"\x02")], id="first segment"),
+        pytest.param(IsForUs(), [(0, b"\x02\0\0\0")], id="for us"),
     ],
 )
 def test_negation_is_for_the_value_never_for_the_family_or_transport(

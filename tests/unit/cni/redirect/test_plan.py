@@ -16,8 +16,10 @@ MARK_CONNECTION = f"{IS_M} counter ct mark set ct mark & 0xfffff000 | 0x00000111
 RESTORE_MARK = "ct mark & 0x00000fff == 0x00000111 counter meta mark set ct mark"
 IN_PROBE4 = f"meta l4proto tcp ip saddr {PROBE4} counter accept"
 IN_PROBE6 = f"meta l4proto tcp ip6 saddr {PROBE6} counter accept"
-IN_4 = f"ip daddr != 127.0.0.1 tcp dport != 15008 {NOT_M} counter redirect to :15006"
-IN_6 = f"ip6 daddr != ::1 tcp dport != 15008 {NOT_M} counter redirect to :15006"
+# "local": ours, the reference captures whatever reaches the pod.
+LOCAL = "fib daddr type local"
+IN_4 = f"ip daddr != 127.0.0.1 tcp dport != 15008 {LOCAL} {NOT_M} counter redirect to :15006"
+IN_6 = f"ip6 daddr != ::1 tcp dport != 15008 {LOCAL} {NOT_M} counter redirect to :15006"
 OUT_PROBE4 = f"meta l4proto tcp ip daddr {PROBE4} counter accept"
 OUT_PROBE6 = f"meta l4proto tcp ip6 daddr {PROBE6} counter accept"
 OUT_LINK = "ip6 daddr fe80::/10 counter accept"
