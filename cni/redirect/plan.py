@@ -188,7 +188,7 @@ class RedirectPlan:
         outside = OnInterface("lo", leaving=True, negate=True)
         over_udp = HasPort(Protocol.UDP, DNS_PORT)
         # One rule for both families, also without `ipv6`, as the reference.
-        yield Rule((outside, over_udp, _NOT_FROM_PROXY), Redirect(DNS_PROXY_PORT))
+        yield Rule((outside, _NOT_FROM_PROXY, over_udp), Redirect(DNS_PROXY_PORT))
         for loopback in self._families(LOOPBACKS):
             over_tcp = HasPort(Protocol.TCP, DNS_PORT)
             yield Rule(

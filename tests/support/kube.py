@@ -23,6 +23,14 @@ from cni.agent.kube_http import ApiServer
 from ztunnel.linux.netns import PodNetns
 
 GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+NO_STREAMED_LIST = {  # what a server says that does not know `sendInitialEvents`
+    "kind": "Status",
+    "apiVersion": "v1",
+    "status": "Failure",
+    "reason": "Invalid",
+    "message": "sendInitialEvents: Forbidden: sendInitialEvents is forbidden",
+    "code": 422,
+}
 KINDS = {"pods": "Pod", "namespaces": "Namespace"}
 
 
@@ -181,13 +189,16 @@ class FakeKube:
         parts = path.strip("/").split("/")
         if head.method == b"PATCH":
             await self._patch(exchange, parts, json.loads(body))
+        elif query.get("sendInitialEvents") == "true":
+            await exchange.send(422, NO_STREAMED_LIST)
         elif parts[-1] in KINDS and "watch" in query:
             await self._watch(exchange, parts[-1], query)
         elif parts[-1] in KINDS:
             await self._list(exchange, parts[-1], query)
         else:
             item = self.objects["pods"].get((parts[3], parts[5])) if len(parts) == 6 else None
-            await exchange.send(*((200, item) if item else (404, {"message": "not found"})))
+            found = (200, _typed("pods", item)) if item else (404, {"message": "not found"})
+            await exchange.send(*found)
 
     async def _patch(self, exchange: _Exchange, parts: list[str], change: dict[str, Any]) -> None:
         ns, name = parts[3], parts[5]
@@ -209,7 +220,7 @@ class FakeKube:
                     annotations[key] = value
                 self.patches.append((f"{ns}/{name}", value))
             self.put(item)
-            await exchange.send(200, item)
+            await exchange.send(200, _typed("pods", item))
 
     async def _list(self, exchange: _Exchange, kind: str, query: dict[str, str]) -> None:
         items = [item for _, item in sorted(self.objects[kind].items()) if _on_node(item, query)]
@@ -218,7 +229,8 @@ class FakeKube:
         rest = str(start + limit) if start + limit < len(items) else ""
         metadata = {"resourceVersion": str(self._version), "continue": rest}
         page = items[start : start + limit]
-        await exchange.send(200, {"metadata": metadata, "items": page})
+        shown = {"kind": f"{KINDS[kind]}List", "apiVersion": "v1", "metadata": metadata}
+        await exchange.send(200, {**shown, "items": page})
 
     async def _watch(self, exchange: _Exchange, kind: str, query: dict[str, str]) -> None:
         seen = int(query["resourceVersion"])
@@ -250,7 +262,7 @@ class FakeKube:
                         and of == kind
                         and (event == "BOOKMARK" or _on_node(item, query))
                     ):
-                        await exchange.line({"type": event, "object": item})
+                        await exchange.line({"type": event, "object": _typed(kind, item)})
                 seen = max([seen, *(entry[0] for entry in entries)])
                 await changed.wait()
 
@@ -266,7 +278,8 @@ class _Exchange:
         await self._write(h11.Data(data=body), h11.EndOfMessage())
 
     async def begin(self, status: int = 200, headers: Any = ()) -> None:
-        await self._write(h11.Response(status_code=status, headers=[*headers]))
+        shown = [("content-type", "application/json"), *headers]
+        await self._write(h11.Response(status_code=status, headers=shown))
 
     async def line(self, item: object) -> None:
         await self._write(h11.Data(data=json.dumps(item).encode() + b"\n"))
@@ -282,6 +295,11 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> No
             if condition():
                 return
             await trio.sleep(0.005)
+
+
+def _typed(kind: str, item: dict[str, Any]) -> dict[str, Any]:
+    """Show an object alone: only within a list it goes without saying what it is."""
+    return {"kind": KINDS[kind], "apiVersion": "v1", **item}
 
 
 def _copy(item: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ IN_6 = f"ip6 daddr != ::1 tcp dport != 15008 {LOCAL} {NOT_M} counter redirect to
 OUT_PROBE4 = f"meta l4proto tcp ip daddr {PROBE4} counter accept"
 OUT_PROBE6 = f"meta l4proto tcp ip6 daddr {PROBE6} counter accept"
 OUT_LINK = "ip6 daddr fe80::/10 counter accept"
-DNS_UDP = f'oifname != "lo" udp dport 53 {NOT_M} counter redirect to :15053'
+DNS_UDP = f'oifname != "lo" {NOT_M} udp dport 53 counter redirect to :15053'
 DNS_TCP4 = f"ip daddr != 127.0.0.1 tcp dport 53 {NOT_M} counter redirect to :15053"
 DNS_TCP6 = f"ip6 daddr != ::1 tcp dport 53 {NOT_M} counter redirect to :15053"
 OUT_MARKED = "meta l4proto tcp meta mark & 0x00000fff == 0x00000111 counter accept"
