@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -14,7 +14,8 @@ from ztunnel.devmesh.ca_server import MeshCa, serving_ca
 from ztunnel.identity.ca import CaClient
 from ztunnel.identity.dev_ca import DAY_SECONDS, DevelopmentCa
 from ztunnel.model.settings import ServerUrl, Source, SourceKind
-from ztunnel.transport.grpc import GrpcAccess, GrpcClient
+from ztunnel.transport.grpc import GrpcClient
+from ztunnel.transport.grpc_access import GrpcAccess
 
 
 @dataclass
@@ -23,7 +24,6 @@ class RunningCa:
 
     ca: MeshCa
     port: int
-    callers: list[GrpcClient] = field(default_factory=list)
 
     def client(
         self, *, ttl_seconds: float = DAY_SECONDS, call_seconds: float = 5.0, **access: Any
@@ -32,7 +32,6 @@ class RunningCa:
         server = ServerUrl("localhost", self.port)
         root = Source(SourceKind.LITERAL, AUTHORITY.roots_pem.decode())
         caller = GrpcClient(GrpcAccess(**{"server": server, "root": root, **access}))
-        self.callers.append(caller)
         return CaClient(
             caller=caller,
             address=str(server),
@@ -54,7 +53,5 @@ async def a_running_ca(
     try:
         yield running
     finally:
-        for caller in running.callers:
-            caller.close()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(serving.__exit__, None, None, None)

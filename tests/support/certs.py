@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,3 +88,15 @@ def talk_both_ways(one: Established, other: Established) -> None:
         sealed = memoryview(sender.records.seal_small(b"hello"))
         assert receiver.records.open(sealed, out) == (len(sealed), 5)
         assert bytes(out[:5]) == b"hello"
+
+
+def server_context(*names: str) -> ssl.SSLContext:
+    """Make TLS settings for a server with host names that `AUTHORITY` has certified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = AUTHORITY.certify(key.public_key(), [], hosts=names)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(private_pem(key) + leaf.public_bytes(Encoding.PEM))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context

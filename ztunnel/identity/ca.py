@@ -90,7 +90,7 @@ class CaClient:
             )
             return accepted(answer, request, identity)
         except CallError as exc:
-            details = str(exc).removeprefix(f"{exc.status}: ")
+            details = str(exc).removeprefix(f"{exc.status}: ").removesuffix(f" ({self.address})")
             raise IdentityError(f"signing gRPC error ({exc.status}): {details} ({self})") from exc
         except IdentityError as exc:
             raise IdentityError(f"{exc} ({self})") from exc

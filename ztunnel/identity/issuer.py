@@ -8,7 +8,8 @@ from ztunnel.errors import ConfigError
 from ztunnel.identity.ca import CaClient
 from ztunnel.identity.dev_ca import DevelopmentCa, DevelopmentIssuer
 from ztunnel.model.settings import ProxyMode
-from ztunnel.transport.grpc import GrpcAccess, GrpcClient
+from ztunnel.transport.grpc import GrpcClient
+from ztunnel.transport.grpc_access import GrpcAccess
 
 if TYPE_CHECKING:
     from ztunnel.config import Config

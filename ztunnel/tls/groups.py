@@ -4,8 +4,8 @@ Python has no call for a list of groups before 3.15, and `set_ecdh_curve` knows 
 OpenSSL's own configuration can name them for every context made afterwards in this process; it is
 loaded from a memfd by OpenSSL's public function. Whether that worked is not believed but looked at,
 in the ClientHello of a throw-away context. X25519MLKEM768 came with OpenSSL 3.5: with an older one
-the operator's demand cannot be met, and we do not start. gRPC brings its own TLS library, which
-this does not reach: the demand holds between workloads, not towards the control plane.
+the operator's demand cannot be met, and we do not start. It holds between workloads and towards the
+control plane alike, as in the reference.
 """
 
 from __future__ import annotations

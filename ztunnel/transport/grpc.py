@@ -5,164 +5,49 @@ How to use it:
     client = GrpcClient(GrpcAccess.for_ca(config))
     answer = await client.unary(CREATE_CERTIFICATE_PATH, request_bytes, seconds=20.0)
 
-    stream = await client.stream(ADS_PATH)
-    try:
+    async with client.stream(ADS_PATH) as stream:
         stream.send(request_bytes)
         while (message := await stream.receive()) is not None:
             ...
-    finally:
-        stream.close()
 
-Messages are bytes on both sides; nothing here knows protobuf. Every failure is a `CallError`.
-Files are read again for every call: the trust root, so that a new one is used without a restart,
-and the token, which the kubelet renews. A channel is made anew whenever the root has changed.
-
-grpcio knows no trio. A unary call needs no thread: its own threads wake us. A stream has a daemon
-thread that does nothing but move whole messages into a bounded channel.
-
-Two differences from the reference are grpcio's: it negotiates TLS 1.2 if the server has nothing
-better, and while it tries the alternative host name it also asks for that name (SNI).
+Messages are bytes on both sides; nothing here knows protobuf. Every failure is a `CallError` that
+names the server. Each call has a connection of its own, so trust root, token and address are
+always those of the moment: a stream lives for half an hour, and a certificate for many.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import ssl
-import threading
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
 
-import grpc
 import trio
-from cryptography import x509
 
-from ztunnel.errors import CallError, LimitError
-from ztunnel.model.settings import ServerUrl, Source, SourceKind
+from ztunnel.errors import CallError, LimitError, TlsError, UnreachableError
+from ztunnel.transport.secure_link import OtherNameError, SecureLink, open_link
+from ztunnel.wire.grpc import GrpcCall, call_error
 
 if TYPE_CHECKING:
-    from ztunnel.config import Config
+    from ztunnel.transport.grpc_access import GrpcAccess
 
-CONNECT_SECONDS = 5.0  # as the reference
-MESSAGE_BYTES_MAX = 200 * 1024 * 1024  # the first response of a large mesh; grpcio's own is 4 MiB
-REQUESTS_QUEUED_MAX = 10_000  # acknowledgements and questions a server did not take yet
-INBOX_MESSAGES = 1  # one to work on, one arriving: more would only take memory
-STATUS_TEXT_CHARS = 300
-
-# Where distributions keep the roots they trust, if OpenSSL was not built to know.
-SYSTEM_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-)
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),  # the versions of a large mesh
-    # istiod answers pings faster than every 15 s with a GOAWAY.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),  # an idle stream is the normal case
-    ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),  # also how long to connect
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel must mean a new connection
-)
-
-# How grpcio names what has no status of gRPC.
-LOCAL = "LOCAL"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcAccess:
-    """Where a server is, whom to trust there and what to show it.
-
-    `alternative_hostname` is accepted in the server's certificate besides its own name. The
-    cluster's id goes along with a token only.
-    """
-
-    server: ServerUrl
-    root: Source
-    alternative_hostname: str | None = None
-    token: Source | None = None
-    cluster_id: str = ""
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-
-    @classmethod
-    def for_xds(cls, config: Config) -> Self:
-        """Make one for the control plane; there must be an address."""
-        assert config.xds_address is not None
-        return cls(
-            server=config.xds_address,
-            root=config.xds_root,
-            alternative_hostname=config.alternative_xds_hostname,
-            token=config.token,
-            cluster_id=config.cluster_id,
-            headers=config.xds_headers,
-        )
-
-    @classmethod
-    def for_ca(cls, config: Config) -> Self:
-        """Make one for the certificate authority; there must be an address."""
-        assert config.ca_address is not None
-        return cls(
-            server=config.ca_address,
-            root=config.ca_root,
-            alternative_hostname=config.alternative_ca_hostname,
-            token=config.token,
-            cluster_id=config.cluster_id,
-            headers=config.ca_headers,
-        )
-
-    def read_roots(self) -> bytes:
-        """Return the PEM bundle to trust; blocks.
-
-        Raises:
-            CallError: it cannot be read, or has no certificate. Never falls back to others.
-        """
-        what = f"trust root {self.root!r}"
-        try:
-            pem = _system_roots() if self.root.kind is SourceKind.SYSTEM else _read(self.root)
-            x509.load_pem_x509_certificates(pem)
-        except (OSError, ValueError) as exc:
-            raise CallError(f"{what}: {exc}", status=LOCAL) from exc
-        return pem
-
-    def read_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return what every call carries; blocks.
-
-        Raises:
-            CallError: there should be a token but it cannot be read, or is empty.
-        """
-        if self.token is None:
-            return self.headers
-        what = f"token {self.token!r}"
-        try:
-            token = _read(self.token).decode("ascii").strip()
-        except (OSError, ValueError) as exc:
-            raise CallError(f"{what}: {exc}", status=LOCAL) from exc
-        if not token.isprintable() or not token:
-            raise CallError(f"{what}: it is empty or has control characters", status=LOCAL)
-        credentials = (("authorization", f"Bearer {token}"), ("clusterid", self.cluster_id))
-        return credentials + self.headers
+CONNECT_SECONDS: Final = 5.0  # as the reference
+REQUESTS_QUEUED_MAX: Final = 10_000  # acknowledgements and questions a server did not take yet
+# istiod answers pings faster than every 15 s with a GOAWAY.
+PING_SECONDS: Final = 30.0
+PING_TIMEOUT_SECONDS: Final = 10.0
 
 
 class MessageStream:
-    """A bidirectional call: whole messages out and in. One task receives; any may send."""
+    """A call under way: whole messages out and in. One task receives; any may send."""
 
-    def __init__(
-        self, channel: grpc.Channel, path: str, metadata: tuple[tuple[str, str], ...]
-    ) -> None:
-        self._channel = channel
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._arrived, self._inbox = trio.open_memory_channel[bytes](INBOX_MESSAGES)
-        self._loop = trio.lowlevel.current_trio_token()
-        self._failure: CallError | None = None
+    def __init__(self, call: GrpcCall, link: SecureLink, server: str) -> None:
+        self._call = call
+        self._link = link
+        self._server = server
         self._has_answered = False
-        start = channel.stream_stream(path, _as_is, _as_is)
-        self._call = start(iter(self._requests.get, None), metadata=metadata)
-        threading.Thread(target=self._move, name="grpc stream", daemon=True).start()
+        self._news = trio.Event()  # a message, or the end
+        self._work = trio.Event()  # something to send
 
     @property
     def has_answered(self) -> bool:
@@ -175,69 +60,87 @@ class MessageStream:
         Raises:
             LimitError: the server takes no messages.
         """
-        if self._requests.qsize() >= REQUESTS_QUEUED_MAX:
-            raise LimitError(f"{REQUESTS_QUEUED_MAX} requests are waiting for the server")
-        self._requests.put(message)
+        if self._call.waiting >= REQUESTS_QUEUED_MAX:
+            raise LimitError(f"{REQUESTS_QUEUED_MAX} requests are waiting for {self._server}")
+        if not self._call.is_over:
+            self._call.send(message)
+            self._work.set()
 
-    async def receive(self) -> bytes | None:
+    def finish(self) -> None:
+        """Say that we send no more."""
+        self._call.finish()
+        self._work.set()
+
+    async def receive(self) -> bytes | bytearray | None:
         """Return the next message, None once the server has closed the stream without error.
 
         Raises:
             CallError: the call failed.
         """
-        try:
-            message = await self._inbox.receive()
-        except trio.EndOfChannel:
-            if self._failure is not None:
-                raise self._failure from None
-            return None
+        await trio.lowlevel.checkpoint()
+        while (message := self._call.take()) is None:
+            if self._call.failure is not None:
+                raise _named(self._call.failure, self._server)
+            if self._call.is_over:
+                return None
+            self._news = trio.Event()
+            await self._news.wait()
+        self._work.set()  # the server may send more now
         self._has_answered = True
         return message
 
-    def close(self) -> None:
-        """End the call, and its thread a few milliseconds later; may be repeated."""
-        self._requests.put(None)
-        self._call.cancel()
-        self._inbox.close()
-        self._channel.close()
+    async def run(self) -> None:
+        """Move bytes until the call is over or cancelled; raises nothing of its own."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._call.fail("CANCELLED", "the call was given up")
+            self._news.set()
 
-    def _move(self) -> None:
-        # Whoever closed the stream, or ended the loop, does not want to hear of it.
-        unheard = (trio.BrokenResourceError, trio.RunFinishedError, trio.Cancelled)
-        with contextlib.suppress(*unheard):
+    async def _read(self) -> None:
+        while not self._call.is_over:
             try:
-                for message in self._call:
-                    trio.from_thread.run(self._arrived.send, message, trio_token=self._loop)
-            except grpc.RpcError as exc:
-                self._failure = _call_error(exc)
-            trio.from_thread.run_sync(self._arrived.close, trio_token=self._loop)
+                data = await self._hear()
+            except (TlsError, UnreachableError) as error:
+                self._call.close(str(error))
+                return
+            if data:
+                self._call.receive(data)
+            else:
+                self._call.close()
+            self._news.set()
+            self._work.set()
 
+    async def _hear(self) -> memoryview:
+        """Wait for bytes, and ask for some after a while.
 
-class _Shared:
-    """A channel for unary calls; once retired it closes after the last of them."""
+        Raises:
+            UnreachableError: the connection broke, or nothing came.
+            TlsError: the server broke TLS.
+        """
+        with trio.move_on_after(PING_SECONDS):
+            return await self._link.receive()
+        self._call.ping()
+        self._work.set()
+        with trio.move_on_after(PING_TIMEOUT_SECONDS):
+            return await self._link.receive()
+        raise UnreachableError(f"no answer to a ping within {PING_TIMEOUT_SECONDS:.0f} s")
 
-    __slots__ = ("_calls", "_is_retired", "channel", "roots")
-
-    def __init__(self, channel: grpc.Channel, roots: bytes) -> None:
-        self.channel = channel
-        self.roots = roots
-        self._calls = 0
-        self._is_retired = False
-
-    def begin(self) -> None:
-        self._calls += 1
-
-    def end(self) -> None:
-        self._calls -= 1
-        self._close_if_unused()
-
-    def retire(self) -> None:
-        self._is_retired = True
-        self._close_if_unused()
-
-    def _close_if_unused(self) -> None:
-        if self._is_retired and not self._calls:
-            self.channel.close()
+    async def _write(self) -> None:
+        try:
+            while True:
+                self._work = trio.Event()
+                while data := self._call.data_to_send():
+                    await self._link.send(data)
+                    await trio.lowlevel.checkpoint()
+                await self._work.wait()
+        except (TlsError, UnreachableError) as error:
+            # The reader hears of it too, but perhaps later.
+            self._call.close(str(error))
+            self._news.set()
 
 
 class GrpcClient:
@@ -245,7 +148,6 @@ class GrpcClient:
 
     def __init__(self, access: GrpcAccess) -> None:
         self._access = access
-        self._shared: _Shared | None = None
 
     async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
         """Make a call that must be over in `seconds`.
@@ -253,122 +155,80 @@ class GrpcClient:
         Raises:
             CallError: it failed.
         """
-        roots, metadata = await self._read()
-        if self._shared is None or self._shared.roots != roots:
-            channel = await self._connect(roots)
-            self.close()
-            self._shared = _Shared(channel, roots)
-        shared = self._shared
-        start = shared.channel.unary_unary(path, _as_is, _as_is)
-        call = start.future(request, timeout=seconds, metadata=metadata)
-        done = trio.Event()
-        loop = trio.lowlevel.current_trio_token()
+        answer: bytes | bytearray | None = None
+        failure: CallError | None = None
+        with trio.move_on_after(seconds) as scope:
+            try:
+                async with self.stream(path, seconds=seconds) as stream:
+                    try:
+                        stream.send(request)
+                        stream.finish()
+                        answer = await stream.receive()
+                        await stream.receive()  # the status comes behind it
+                    except CallError as error:  # which must not become a group of one
+                        failure = error
+            except CallError as error:
+                failure = error
+        if failure is None and scope.cancelled_caught:
+            failure = self._error("DEADLINE_EXCEEDED", f"no answer within {seconds:g} s")
+        elif failure is None and answer is None:
+            failure = self._error("INTERNAL", "an answer without a message")
+        if failure is not None:
+            raise failure
+        assert answer is not None
+        return bytes(answer)
 
-        def wake(_: object) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                loop.run_sync_soon(done.set)
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, seconds: float | None = None
+    ) -> AsyncIterator[MessageStream]:
+        """Make a bidirectional call that lives as long as the context.
 
-        shared.begin()
-        call.add_done_callback(wake)
-        try:
-            await done.wait()
-            return call.result()
-        except grpc.RpcError as exc:
-            if self._access.alternative_hostname and shared is self._shared:
-                self.close()  # the server may have become the one with the other name
-            raise _call_error(exc) from exc
-        finally:
-            call.cancel()
-            shared.end()
-
-    async def stream(self, path: str) -> MessageStream:
-        """Start a bidirectional call on a channel of its own; the caller closes it.
-
-        The call may still fail to connect: `receive` will say so.
+        What the context lets out comes in a group, as from every nursery.
 
         Raises:
-            CallError: the trust root or the token cannot be read.
+            CallError: the trust root or the token cannot be read, or there is no connection.
         """
-        roots, metadata = await self._read()
-        return MessageStream(await self._connect(roots), path, metadata)
-
-    def close(self) -> None:
-        """Close the connection of the unary calls, once those under way are done."""
-        if self._shared is not None:
-            self._shared.retire()
-            self._shared = None
-
-    async def _read(self) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         access = self._access
-        return await trio.to_thread.run_sync(
-            lambda: (access.read_roots(), access.read_metadata()),
-            limiter=trio.CapacityLimiter(
-                1
-            ),  # names that are slow to resolve take the usual threads
+        context, metadata = await trio.to_thread.run_sync(
+            lambda: (access.read_context(), access.read_metadata()),
+            limiter=trio.CapacityLimiter(1),  # slow names take the threads of the usual one
         )
-
-    async def _connect(self, roots: bytes) -> grpc.Channel:
-        """Make a channel; with an alternative name, find out which of the two it must be.
-
-        grpcio can only replace the name to verify, not add one.
-        """
-        target, alternative = self._access.server.target, self._access.alternative_hostname
-        credentials = grpc.ssl_channel_credentials(roots)
-        channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
+        link = await self._connect(context)
+        call = GrpcCall(access.server.target, path, metadata, seconds=seconds)
+        stream = MessageStream(call, link, str(access.server))
         try:
-            if alternative is None or await _can_connect(channel):
-                return channel
-        except trio.Cancelled:
-            channel.close()
-            raise
-        channel.close()
-        override = ("grpc.ssl_target_name_override", alternative)
-        return grpc.secure_channel(target, credentials, options=(*_OPTIONS, override))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.run)
+                yield stream
+                nursery.cancel_scope.cancel()
+        finally:
+            call.cancel()
+            link.close(call.data_to_send())
+
+    async def _connect(self, context: ssl.SSLContext) -> SecureLink:
+        """Connect under the server's own name, else under the alternative one.
+
+        Raises:
+            CallError: there is no connection to a server that is to be trusted.
+        """
+        problem = f"no connection within {CONNECT_SECONDS:.0f} s"
+        for name in self._access.names:
+            try:
+                with trio.move_on_after(CONNECT_SECONDS):
+                    return await open_link(self._access.server, context, name)
+                break
+            except OtherNameError as error:
+                problem = str(error)
+            except (TlsError, UnreachableError) as error:
+                problem = str(error)
+                break
+        raise self._error("UNAVAILABLE", problem)
+
+    def _error(self, status: str, text: str) -> CallError:
+        return _named(call_error(status, text), str(self._access.server))
 
 
-async def _can_connect(channel: grpc.Channel) -> bool:
-    """Tell whether the channel gets through to a server that it trusts."""
-    decided = trio.Event()
-    loop = trio.lowlevel.current_trio_token()
-    states: list[grpc.ChannelConnectivity] = []
-
-    def on_state(state: grpc.ChannelConnectivity) -> None:
-        if state in {
-            grpc.ChannelConnectivity.READY,
-            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-        }:
-            states.append(state)
-            with contextlib.suppress(trio.RunFinishedError):
-                loop.run_sync_soon(decided.set)
-
-    channel.subscribe(on_state, try_to_connect=True)
-    try:
-        with trio.move_on_after(CONNECT_SECONDS):
-            await decided.wait()
-    finally:
-        channel.unsubscribe(on_state)
-    return states[:1] == [grpc.ChannelConnectivity.READY]
-
-
-def _read(source: Source) -> bytes:
-    if source.kind is SourceKind.FILE:
-        return Path(source.value).read_bytes()
-    return source.value.encode()
-
-
-def _system_roots() -> bytes:
-    """Read the bundle of this system; grpcio would use one that it brings along."""
-    for path in (ssl.get_default_verify_paths().cafile, *SYSTEM_BUNDLES):
-        if path and Path(path).is_file():  # None if OpenSSL's own is not there
-            return Path(path).read_bytes()
-    raise FileNotFoundError("no trust store of the system was found")
-
-
-def _call_error(exc: grpc.RpcError) -> CallError:
-    call = cast("grpc.Call", cast("object", exc))  # it is both, which its types do not say
-    status = call.code().name
-    return CallError(f"{status}: {str(call.details())[:STATUS_TEXT_CHARS]}", status=status)
-
-
-def _as_is(message: bytes) -> bytes:
-    return message
+def _named(failure: CallError, server: str) -> CallError:
+    """Add the server to an error of a call."""
+    return CallError(f"{failure} ({server})", status=failure.status)

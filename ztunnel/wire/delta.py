@@ -212,7 +212,7 @@ class DeltaSession:
             del kind.asked[name]
         return _on_demand(resource_names_unsubscribe=old) if old else []
 
-    def receive(self, data: bytes) -> Iterator[Step]:
+    def receive(self, data: bytes | bytearray) -> Iterator[Step]:
         """Digest one response; take every step before the next response is received.
 
         Raises:

@@ -47,7 +47,7 @@ class DeltaResponse:
 
     __slots__ = ("_data", "_ends", "_position", "_starts", "nonce", "removed", "type_url")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
         self._position = 0
         # Eight bytes each; a list of numbers has forty, and leaves holes where they were.
@@ -93,7 +93,7 @@ class DeltaResponse:
         """
         try:
             return xds_pb2.Resource.FromString(
-                self._data[self._starts[number] : self._ends[number]]
+                bytes(self._data[self._starts[number] : self._ends[number]])
             )
         except DecodeError as exc:
             raise ResourceError(f"not a Resource message: {exc}") from exc
@@ -141,7 +141,7 @@ class DeltaResponse:
             raise IndexError
         return end
 
-    def _text_field(self, field: int, value: bytes) -> None:
+    def _text_field(self, field: int, value: bytes | bytearray) -> None:
         match field:
             case _Field.TYPE_URL:
                 self.type_url = value.decode()

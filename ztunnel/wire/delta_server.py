@@ -4,9 +4,8 @@ How it works: the first request for a type says what the client has; the answer 
 Later requests acknowledge, refuse, or (on demand) ask by name. `push` sends what changed since.
 A changed service takes all its workloads along, as with istiod, so that clients meet repeats.
 
-Unlike istiod it spreads many addresses over several responses: gRPC hands a client each message
-as a whole, copied in one go that stops all else (docs/control-plane.md). Policies stay together,
-as some without the others may allow more than was meant.
+Unlike istiod it spreads many addresses over several responses, so that a client need not hold all
+of a mesh twice. Policies stay together, as some without the others may allow more than was meant.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import NoReturn, Protocol, assert_never
@@ -34,7 +35,8 @@ from ztunnel.model.service import Service
 from ztunnel.model.workload import PolicyKey, ServiceKey, Workload, WorkloadUid
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.metrics import Metrics
-from ztunnel.transport.grpc import LOCAL, GrpcAccess, GrpcClient
+from ztunnel.transport.grpc import GrpcClient
+from ztunnel.transport.grpc_access import LOCAL, GrpcAccess
 from ztunnel.wire.delta import (
     ADS_PATH,
     Arrived,
@@ -72,11 +74,8 @@ class Stream(Protocol):
     def send(self, message: bytes) -> None:
         """Send a message some time soon."""
 
-    async def receive(self) -> bytes | None:
+    async def receive(self) -> bytes | bytearray | None:
         """Return the next message, None at the end; raises CallError."""
-
-    def close(self) -> None:
-        """End the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class XdsClient:
         session: DeltaSession,
         store: Store,
         *,
-        connect: Callable[[], Awaitable[Stream]],
+        connect: Callable[[], AbstractAsyncContextManager[Stream]],
         metrics: Metrics,
         rng: Random,
         on_ready: Callable[[], None],
@@ -167,11 +166,18 @@ class XdsClient:
 
     async def _serve_once(self) -> _Ended:
         self._healthy_since = math.inf
-        reason, error = "Complete", ""
+        ended: _Ended | None = None
         try:
-            stream = await self._connect()
+            async with self._connect() as stream:
+                ended = await self._talk(stream)
         except CallError as exc:
-            return _Ended("Error", str(exc), 0.0)
+            return _Ended(_reason(exc, has_answered=False), str(exc), 0.0)
+        assert ended is not None
+        return ended
+
+    async def _talk(self, stream: Stream) -> _Ended:
+        """Serve one stream, and say how it ended."""
+        reason, error = "Complete", ""
         try:
             await self._converse(stream)
         except CallError as exc:
@@ -181,7 +187,6 @@ class XdsClient:
         finally:
             if self._demand is not None:
                 self._demand.detach()
-            stream.close()
         return _Ended(reason, error, max(0.0, trio.current_time() - self._healthy_since))
 
     async def _converse(self, stream: Stream) -> None:

@@ -19,7 +19,8 @@ from ztunnel.model.identity import Identity
 from ztunnel.model.settings import ServerUrl, Source, SourceKind
 from ztunnel.tls.certificate import uri_names
 from ztunnel.tls.csr import make_signing_request
-from ztunnel.transport.grpc import GrpcAccess, GrpcClient, MessageStream
+from ztunnel.transport.grpc import GrpcClient, MessageStream
+from ztunnel.transport.grpc_access import GrpcAccess
 from ztunnel.wire.ca import (
     CREATE_CERTIFICATE_PATH,
     CertificateRequest,
@@ -56,16 +57,13 @@ def a_client(plane: ControlPlane, token: str = "hush") -> GrpcClient:
 @asynccontextmanager
 async def a_stream(plane: ControlPlane) -> AsyncIterator[MessageStream]:
     """Give a stream that has asked for addresses and got the first answer."""
-    stream = await a_client(plane).stream(ADS_PATH)
     request = pb.DeltaDiscoveryRequest(type_url=ADDRESS_TYPE)
     request.node.id = "ztunnel~192.0.2.1~a.b~b.svc.cluster.local"
-    stream.send(request.SerializeToString())
-    try:
+    async with a_client(plane).stream(ADS_PATH) as stream:
+        stream.send(request.SerializeToString())
         with trio.fail_after(SECONDS):
             await next_response(stream)
             yield stream
-    finally:
-        stream.close()
 
 
 async def next_response(stream: MessageStream) -> pb.DeltaDiscoveryResponse:
@@ -141,25 +139,22 @@ async def test_acknowledgements_and_refusals_are_counted(plane: ControlPlane) ->
 async def test_a_client_that_does_not_say_who_it_is_is_refused(
     plane: ControlPlane, message: bytes, status: str
 ) -> None:
-    stream = await a_client(plane).stream(ADS_PATH)
-    stream.send(message)
-    with trio.fail_after(SECONDS), pytest.raises(CallError, match=status):
-        await stream.receive()
-    stream.close()
+    async with a_client(plane).stream(ADS_PATH) as stream:
+        stream.send(message)
+        with trio.fail_after(SECONDS), pytest.raises(CallError, match=status):
+            await stream.receive()
 
 
 async def test_without_the_token_there_is_neither_state_nor_certificate(
     plane: ControlPlane,
 ) -> None:
     client = a_client(plane, token="guess")
-    stream = await client.stream(ADS_PATH)
     with trio.fail_after(SECONDS):
-        with pytest.raises(CallError, match="UNAUTHENTICATED"):
-            await stream.receive()
+        async with client.stream(ADS_PATH) as stream:
+            with pytest.raises(CallError, match="UNAUTHENTICATED"):
+                await stream.receive()
         with pytest.raises(CallError, match="UNAUTHENTICATED"):
             await client.unary(CREATE_CERTIFICATE_PATH, b"", seconds=SECONDS)
-    stream.close()
-    client.close()
 
 
 async def test_certificates_are_signed_on_the_same_port(plane: ControlPlane) -> None:
@@ -171,7 +166,6 @@ async def test_certificates_are_signed_on_the_same_port(plane: ControlPlane) -> 
     assert uri_names(x509.load_pem_x509_certificate(chain)) == (str(CART),)
     assert roots == AUTHORITY.roots_pem
     assert [name for name, _ in plane.ca.issued] == [str(CART)]
-    client.close()
 
 
 async def test_it_can_be_stopped_and_started_on_the_same_port(plane: ControlPlane) -> None:

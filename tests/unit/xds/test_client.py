@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support.builders import a_policy, a_service, a_workload
 from ztunnel.errors import CallError
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
-from ztunnel.transport.grpc import LOCAL
+from ztunnel.transport.grpc_access import LOCAL
 from ztunnel.wire.delta import (
     RESOURCES_PER_STEP,
     Arrived,
@@ -73,9 +74,6 @@ class FakeStream:
         self.has_answered = True
         return message
 
-    def close(self) -> None:
-        self.is_closed = True
-
 
 class Lab:
     """A client, its store and the streams it opened."""
@@ -101,13 +99,18 @@ class Lab:
             demand=self.demand,
         )
 
-    async def connect(self) -> FakeStream:
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[FakeStream]:
         await trio.lowlevel.checkpoint()
         self.opened_at.append(trio.current_time())
         if error := self.refuse():
             raise error
-        self.streams.append(FakeStream(self.snapshot))
-        return self.streams[-1]
+        stream = FakeStream(self.snapshot)
+        self.streams.append(stream)
+        try:
+            yield stream
+        finally:
+            stream.is_closed = True
 
     def on_ready(self) -> None:
         self.ready += 1
@@ -215,10 +218,11 @@ async def test_a_server_that_says_no_at_once_never_connected(
             await trio.lowlevel.checkpoint()
             raise no
 
-    async def connect() -> FakeStream:
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[FakeStream]:
         await trio.lowlevel.checkpoint()
         lab.opened_at.append(trio.current_time())
-        return Refusing(MESH)
+        yield Refusing(MESH)
 
     lab.client._connect = connect
     nursery.start_soon(lab.client.run)

@@ -6,7 +6,7 @@ costs three times as much, and `DataReceived` grows while its frames are gathere
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ztunnel.wire.hbone.stream import Stream
 
@@ -50,9 +50,10 @@ class DataReceived:
 
 @dataclass(slots=True)
 class StreamEnded:
-    """The peer has finished its direction of `stream`."""
+    """The peer has finished its direction of `stream`; `trailers` if it said something to that."""
 
     stream: Stream
+    trailers: Headers = field(default_factory=list)
 
 
 @dataclass(slots=True)

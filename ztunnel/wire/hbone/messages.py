@@ -101,7 +101,8 @@ class Messages(Steering):
         elif self.client and not stream.answered:
             self._on_response(stream, headers, events)
         elif self._block_ends_stream and is_trailers(headers):
-            self._end_remotely(stream, events)
+            self._close_remotely(stream)
+            events.append(StreamEnded(stream, headers))
         else:
             self._blame(stream, ErrorCodes.PROTOCOL_ERROR, events)
 
