@@ -30,7 +30,7 @@ def a_session() -> DeltaSession:
 
 
 def sent(steps: list[Step]) -> list[theirs.DeltaDiscoveryRequest]:
-    data = [step.data for step in steps if isinstance(step, Outgoing)]
+    data = [b"".join(step.pieces) for step in steps if isinstance(step, Outgoing)]
     return [theirs.DeltaDiscoveryRequest.FromString(message) for message in data]
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.network import IpAddress, Network
+from ztunnel.model.split_map import SplitMap
 from ztunnel.model.workload import NetworkMode, TunnelProtocol, Workload, WorkloadUid
 from ztunnel.state.addresses import address_key
 
@@ -50,9 +51,9 @@ class Workloads:
 
     def __init__(self, node: str = "") -> None:
         self._node = node
-        self._by_uid: dict[WorkloadUid, Workload] = {}
+        self._by_uid: SplitMap[WorkloadUid, Workload] = SplitMap()
         # Nearly every address has one owner: it is stored bare to save memory.
-        self._by_address: dict[Network, dict[int, Workload | _SharedAddress]] = {}
+        self._by_address: dict[Network, SplitMap[int, Workload | _SharedAddress]] = {}
         self._by_hostname: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
         self._local: dict[tuple[str, str, str], dict[WorkloadUid, Workload]] = {}
         self._accounts: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
@@ -61,7 +62,7 @@ class Workloads:
         return len(self._by_uid)
 
     def all(self) -> Collection[Workload]:
-        """Return a live view of all workloads, oldest first."""
+        """Return a live view of all workloads."""
         return self._by_uid.values()
 
     def by_uid(self, uid: WorkloadUid) -> Workload | None:
@@ -107,7 +108,7 @@ class Workloads:
         old = self.remove(workload.uid)
         self._by_uid[workload.uid] = workload
         if workload.network_mode is not NetworkMode.HOST_NETWORK:
-            addresses = self._by_address.setdefault(workload.network, {})
+            addresses = self._by_address.setdefault(workload.network, SplitMap())
             for ip in workload.ips:
                 _claim(addresses, address_key(ip), workload)
         if workload.hostname:
@@ -120,7 +121,7 @@ class Workloads:
 
     def remove(self, uid: WorkloadUid) -> Workload | None:
         """Forget one workload and return it; None when it was unknown."""
-        old = self._by_uid.pop(uid, None)
+        old = self._by_uid.pop(uid)
         if old is None:
             return None
         self._release_addresses(old)
@@ -140,16 +141,18 @@ class Workloads:
             key = address_key(ip)
             owner = addresses.get(key)
             if owner is old:
-                del addresses[key]
+                addresses.pop(key)
             elif isinstance(owner, _SharedAddress):
                 owner.discard(old)
                 if owner.winner() is None:
-                    del addresses[key]
+                    addresses.pop(key)
         if not addresses:
             del self._by_address[old.network]
 
 
-def _claim(addresses: dict[int, Workload | _SharedAddress], key: int, workload: Workload) -> None:
+def _claim(
+    addresses: SplitMap[int, Workload | _SharedAddress], key: int, workload: Workload
+) -> None:
     owner = addresses.setdefault(key, workload)
     if owner is workload:
         return

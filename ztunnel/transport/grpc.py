@@ -54,8 +54,10 @@ class MessageStream:
         """Whether any message was received: before that, the call may not even have begun."""
         return self._has_answered
 
-    def send(self, message: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
         """Send a message some time soon; it is lost if the call ends first.
+
+        A large one is best given in pieces: to join them would take long.
 
         Raises:
             LimitError: the server takes no messages.
@@ -63,7 +65,7 @@ class MessageStream:
         if self._call.waiting >= REQUESTS_QUEUED_MAX:
             raise LimitError(f"{REQUESTS_QUEUED_MAX} requests are waiting for {self._server}")
         if not self._call.is_over:
-            self._call.send(message)
+            self._call.send(*pieces)
             self._work.set()
 
     def finish(self) -> None:

@@ -78,9 +78,9 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """Send this request."""
+    """Send this request, whose pieces are to be joined end to end."""
 
-    data: bytes = field(repr=False)
+    pieces: Sequence[bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class DeltaSession:
             for piece in kind.held.told(kind.asked):
                 pieces.append(piece)
                 yield Paused()
-            yield Outgoing(b"".join(pieces))
+            yield Outgoing(pieces)
 
     def ask(self, names: Iterable[str]) -> list[bytes]:
         """Ask for on-demand addresses by name, unless an answer is under way already.
@@ -228,13 +228,12 @@ class DeltaSession:
         else:
             yield from self._digest(response, kind, outcome)
             kind.has_answered = True
-        yield Outgoing(
-            pb.DeltaDiscoveryRequest(
-                type_url=response.type_url,
-                response_nonce=response.nonce,
-                error_detail=outcome.error(),
-            ).SerializeToString()
+        answer = pb.DeltaDiscoveryRequest(
+            type_url=response.type_url,
+            response_nonce=response.nonce,
+            error_detail=outcome.error(),
         )
+        yield Outgoing([answer.SerializeToString()])
         yield Handled(
             type_url=response.type_url if kind else None,
             resources=len(response),

@@ -111,15 +111,16 @@ class GrpcCall:
 
     @property
     def waiting(self) -> int:
-        """Return how many messages the server has not taken yet."""
-        return (len(self._outgoing) + 1) // 2
+        """Return how many messages, or pieces of such, the server has not taken yet."""
+        return len(self._outgoing)
 
-    def send(self, message: bytes) -> None:
-        """Queue a message."""
+    def send(self, *pieces: bytes) -> None:
+        """Queue a message, given in pieces."""
         assert not self._is_finished
-        self._outgoing.append(memoryview(_PREFIX.pack(0, len(message))))
-        if message:
-            self._outgoing.append(memoryview(message))
+        first, *others = pieces
+        prefix = _PREFIX.pack(0, sum(map(len, pieces)))
+        self._outgoing.append(memoryview(prefix + first))
+        self._outgoing.extend(memoryview(piece) for piece in others if piece)
 
     def finish(self) -> None:
         """Say that there are no more messages."""

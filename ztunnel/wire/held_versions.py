@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
 
-# Entries to join in one step: half a millisecond.
-ENTRIES_PER_STEP = 10_000
+from ztunnel.model.split_map import SplitMap
+
 DIGEST_BYTES = 16
 
 # protobuf encoding: number of the field << 3 | 2 for bytes with a length before them.
@@ -30,7 +29,7 @@ class HeldVersions:
     __slots__ = ("_digests", "_entries")
 
     def __init__(self) -> None:
-        self._entries: dict[str, bytes] = {}
+        self._entries: SplitMap[str, bytes] = SplitMap()
         self._digests: dict[str, bytes] = {}  # of what came without a version, as policies do
 
     def __len__(self) -> int:
@@ -46,7 +45,7 @@ class HeldVersions:
     def put(self, name: str, mark: bytes) -> None:
         """Note what is held from now on."""
         if mark.startswith(_NO_VERSION):
-            self._entries.pop(name, None)
+            self._entries.pop(name)
             self._digests[name] = mark
         else:
             self._digests.pop(name, None)
@@ -54,19 +53,18 @@ class HeldVersions:
 
     def remove(self, name: str) -> None:
         """Forget a name; unknown ones are no error."""
-        self._entries.pop(name, None)
+        self._entries.pop(name)
         self._digests.pop(name, None)
 
     def told(self, wanted: Iterable[str] = ()) -> Iterator[bytes]:
-        """Yield pieces of an encoded request that tell all this; join them.
+        """Yield pieces of an encoded request that tell all this; put nothing meanwhile.
 
         `wanted` are names to be told without a version, unless they are held.
         """
         yield b"".join([encode_entry(name, "") for name in wanted if name not in self])
         yield b"".join([encode_entry(name, "") for name in self._digests])
-        entries = iter(list(self._entries.values()))
-        while piece := b"".join(islice(entries, ENTRIES_PER_STEP)):
-            yield piece
+        for entries in self._entries.pieces():
+            yield b"".join(entries)
 
 
 def mark_of(name: str, version: str, value: bytes) -> bytes:

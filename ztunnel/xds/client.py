@@ -71,8 +71,8 @@ class Stream(Protocol):
     def has_answered(self) -> bool:
         """Whether any message was received."""
 
-    def send(self, message: bytes) -> None:
-        """Send a message some time soon."""
+    def send(self, *pieces: bytes) -> None:
+        """Send a message, in pieces or not, some time soon."""
 
     async def receive(self) -> bytes | bytearray | None:
         """Return the next message, None at the end; raises CallError."""
@@ -208,8 +208,8 @@ class XdsClient:
         """Do the session's steps, and let others in between them."""
         for step in steps:
             match step:
-                case Outgoing(data):
-                    stream.send(data)
+                case Outgoing(pieces):
+                    stream.send(*pieces)
                 case Arrived():
                     self._store.apply(as_update(step))
                     self._keep(len(step.resources))

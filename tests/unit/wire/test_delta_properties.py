@@ -49,7 +49,7 @@ class Client:
 
     def _do(self, step: Step, requests: list[bytes]) -> Step:
         if isinstance(step, Outgoing):
-            requests.append(step.data)
+            requests.append(b"".join(step.pieces))
         elif isinstance(step, Arrived):
             self.store.apply(as_update(step))
         return step
@@ -112,7 +112,7 @@ def test_a_garbled_answer_ends_the_stream_or_is_answered_once(
             if isinstance(step, Arrived):
                 client.store.apply(as_update(step))
             elif isinstance(step, Outgoing):
-                requests.append(step.data)
+                requests.append(b"".join(step.pieces))
     except ResourceError:
         assert not requests
         assert not client.known()
@@ -123,5 +123,5 @@ def test_a_garbled_answer_ends_the_stream_or_is_answered_once(
 def _first_request() -> bytes:
     for step in Client().session.connect():
         if isinstance(step, Outgoing):
-            return step.data
+            return b"".join(step.pieces)
     raise AssertionError

@@ -58,7 +58,7 @@ class Conversation:
 
 
 def outgoing(steps: Iterable[Step]) -> list[bytes]:
-    return [step.data for step in steps if isinstance(step, Outgoing)]
+    return [b"".join(step.pieces) for step in steps if isinstance(step, Outgoing)]
 
 
 def a_conversation(snapshot: Snapshot = MESH, *, wildcard: bool = True) -> Conversation:

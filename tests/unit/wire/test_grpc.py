@@ -100,6 +100,12 @@ def test_requests_do_not_wait_for_the_answer_to_begin() -> None:
     assert call.waiting == 0
 
 
+def test_a_request_may_come_in_pieces() -> None:
+    call = a_call()
+    call.send(b"", b"one", b"", b"two")
+    assert Server(call).got == framed(b"onetwo")
+
+
 def test_a_large_request_goes_out_as_the_server_makes_room() -> None:
     call = a_call()
     message = bytes(range(256)) * 2000
