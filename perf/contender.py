@@ -29,15 +29,24 @@ class ContenderError(Exception):
 class Wish:
     """How contenders are to be set up for a group of shapes.
 
-    `tunnel_per_connection`: no two connections share a tunnel, so that each needs a handshake.
-    `deny_policies`, of ten rules each, apply to the server and match nobody. `workloads` and
-    `pods` are how many more of them there are.
+    `tunnel_per_connection`: no two connections share a tunnel, so that each needs a handshake,
+    and with `resumption` one that resumes a session.
+    `deny_policies`, of ten rules each, apply to the server and match nobody. `workloads`,
+    `services` and `pods` are how many more of them there are; `plain` ones are outside the mesh,
+    and all of them are the outside host. `plane`: the client's node has a control plane that says
+    nothing until it is told to (`perf.plane`), and then so many workloads, services and policies.
+    `settings` are environment variables for node proxies.
     """
 
     tunnel_per_connection: bool = False
+    resumption: bool = False
     deny_policies: int = 1
     workloads: int = 0
+    services: int = 0
     pods: int = 0
+    plain: int = 0
+    plane: tuple[int, int, int] | None = None
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 USUAL = Wish()
@@ -50,6 +59,7 @@ class Running:
     client: trio.Process
     server: trio.Process
     ready_seconds: float = 0.0  # from the start of the first process until both served
+    plane: trio.Process | None = None
 
     @property
     def pids(self) -> tuple[int, int]:

@@ -54,8 +54,11 @@ class Envoy:
                 client,
                 server_name=str(SERVER),
                 tunnel_per_connection=wish.tunnel_per_connection,
+                resumption=wish.resumption,
             ),
-            server: envoy_config.server(server, client_prefix="spiffe://cluster.local/"),
+            server: envoy_config.server(
+                server, client_prefix="spiffe://cluster.local/", resumption=wish.resumption
+            ),
         }
         logs = []
         async with AsyncExitStack() as stack:

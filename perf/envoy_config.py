@@ -19,6 +19,7 @@ API = "type.googleapis.com/envoy."
 HTTP_OPTIONS = "extensions.upstreams.http.v3.HttpProtocolOptions"
 MIB = 1 << 20
 WINDOWS = {"initial_stream_window_size": 4 * MIB, "initial_connection_window_size": 16 * MIB}
+SESSIONS = 16  # kept by a client that resumes
 NO_LIMIT = 1_000_000
 SO_MARK = 36
 SOL_SOCKET = 1
@@ -46,7 +47,9 @@ class Files:
     log: Path
 
 
-def client(files: Files, *, server_name: str, tunnel_per_connection: bool) -> Json:
+def client(
+    files: Files, *, server_name: str, tunnel_per_connection: bool, resumption: bool
+) -> Json:
     """Capture on 15001; tunnel what is for the server's pod, pass on the rest."""
     tunnelled = {
         "filter_chain_match": {
@@ -66,13 +69,18 @@ def client(files: Files, *, server_name: str, tunnel_per_connection: bool) -> Js
         "default_filter_chain": {"filters": [_tcp_proxy(files, "passthrough")]},
     }
     clusters = [
-        _hbone_cluster(files, server_name, tunnel_per_connection=tunnel_per_connection),
+        _hbone_cluster(
+            files,
+            server_name,
+            tunnel_per_connection=tunnel_per_connection,
+            resumption=resumption,
+        ),
         _cluster("passthrough", type="ORIGINAL_DST", lb_policy="CLUSTER_PROVIDED"),
     ]
     return _bootstrap(files, listener, clusters)
 
 
-def server(files: Files, *, client_prefix: str) -> Json:
+def server(files: Files, *, client_prefix: str, resumption: bool) -> Json:
     """Terminate CONNECT on 15008 and dial the authority."""
     connect = {
         "match": {"connect_matcher": {}},
@@ -103,7 +111,11 @@ def server(files: Files, *, client_prefix: str) -> Json:
         "filter_chains": [
             {
                 "transport_socket": _tls(
-                    files, "DownstreamTlsContext", san, require_client_certificate=True
+                    files,
+                    "DownstreamTlsContext",
+                    san,
+                    require_client_certificate=True,
+                    disable_stateless_session_resumption=not resumption,
                 ),
                 "filters": [manager],
             }
@@ -138,7 +150,9 @@ def _tcp_proxy(files: Files, cluster: str, *, hostname: str = "") -> Json:
     )
 
 
-def _hbone_cluster(files: Files, server_name: str, *, tunnel_per_connection: bool) -> Json:
+def _hbone_cluster(
+    files: Files, server_name: str, *, tunnel_per_connection: bool, resumption: bool
+) -> Json:
     endpoint = {"endpoint": {"address": _address(str(SERVER_IP), TUNNEL_PORT)}}
     options: Json = {"explicit_http_config": {"http2_protocol_options": WINDOWS}}
     if tunnel_per_connection:
@@ -148,7 +162,9 @@ def _hbone_cluster(files: Files, server_name: str, *, tunnel_per_connection: boo
         "hbone",
         type="STATIC",
         load_assignment={"cluster_name": "hbone", "endpoints": [{"lb_endpoints": [endpoint]}]},
-        transport_socket=_tls(files, "UpstreamTlsContext", san),
+        transport_socket=_tls(
+            files, "UpstreamTlsContext", san, max_session_keys=SESSIONS if resumption else 0
+        ),
         typed_extension_protocol_options={
             f"envoy.{HTTP_OPTIONS}": {"@type": API + HTTP_OPTIONS, **options}
         },

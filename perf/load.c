@@ -3,9 +3,11 @@
  *   load serve   PORT                                            serve all that follows
  *   load bulk    IP PORT STREAMS up|down SECONDS [PID ...]       move bytes one way
  *   load echo    IP PORT STREAMS BYTES SECONDS [PID ...]         one message there and back at a time
+ *   load pace    IP PORT EVERY_MS BYTES SECONDS [PID ...]        the same on one stream, each so much after the last
  *   load connect IP PORT PARALLEL FIRST SECONDS [PID ...]        connect, one byte there and back, close
  *   load hold    IP PORT COUNT FIRST                             open, one byte there and back, keep
  *
+ * An IP that ends in "+" is that of the first connection, and each later one goes to the next.
  * FIRST is the source address of the first connection, each later one has the next; "-" leaves the
  * choice to the kernel. A client first sends one byte that tells the server its part: E echo,
  * S sink, D drain (the server sends). What is measured begins after WARM_UP seconds; CPU seconds of
@@ -249,12 +251,15 @@ static void serve(int port) {
 /* ---- The client ---- */
 
 static struct sockaddr_in target;
+static int sweeps; /* whether each connection goes to the next address */
 static uint32_t next_source; /* host order; 0: the kernel chooses */
 static uint64_t sources_used;
 
 static void aim(char **arguments) {
   target.sin_family = AF_INET;
   target.sin_port = htons(atoi(arguments[1]));
+  char *end = strchr(arguments[0], '+');
+  if ((sweeps = !!end)) *end = 0;
   if (inet_pton(AF_INET, arguments[0], &target.sin_addr) != 1) die("the target's address");
 }
 
@@ -276,6 +281,7 @@ static int dial(int flags) {
     sources_used++;
   }
   if (connect(fd, (void *)&target, sizeof target) && errno != EINPROGRESS) die("connect");
+  if (sweeps) target.sin_addr.s_addr = htonl(ntohl(target.sin_addr.s_addr) + 1);
   return fd;
 }
 
@@ -312,7 +318,11 @@ static void bulk(int streams, int up) {
   }
 }
 
+static double pause_seconds; /* from one message to the next */
+
 static void say(struct call *call, size_t size) {
+  double left = call->since + pause_seconds - now();
+  if (left > 0) usleep(left * 1e6);
   call->got = 0;
   call->since = now();
   if (send(call->fd, buffer, size, MSG_NOSIGNAL) != (ssize_t)size) die("send");
@@ -414,7 +424,10 @@ int main(int count, char **words) {
   plan_measuring(words[6], words + 7, count - 7);
   if (!strcmp(command, "bulk")) bulk(atoi(words[4]), !strcmp(words[5], "up"));
   else if (!strcmp(command, "echo")) there_and_back(atoi(words[4]), atoi(words[5]));
-  else if (!strcmp(command, "connect")) {
+  else if (!strcmp(command, "pace")) {
+    pause_seconds = atof(words[4]) / 1000;
+    there_and_back(1, atoi(words[5]));
+  } else if (!strcmp(command, "connect")) {
     choose_sources(words[5]);
     connect_again_and_again(atoi(words[4]));
   } else return 2;

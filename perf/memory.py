@@ -1,4 +1,4 @@
-"""What a process holds, as the kernel counts it."""
+"""What a process holds and uses, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def resident_kib(pid: int) -> int:
 def private_kib(pid: int) -> int:
     """Give what it has allocated: in memory, and not from any file."""
     return _status(pid, "RssAnon")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the CPU time that all its threads have had, as the scheduler counts it."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(one.read_text().split()[0]) for one in tasks) / 1e9
 
 
 def _status(pid: int, name: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.contender import Wish
-from perf.track import APP_PORT, CLIENT_IP, SERVER_IP
+from perf.track import APP_PORT, CLIENT_IP, PLAIN, SERVER_IP
 from ztunnel.model.identity import Identity
 
 CLIENT = Identity.parse("spiffe://cluster.local/ns/bench/sa/client")
@@ -19,6 +19,7 @@ NODES = ("node-a", "node-b")
 RULES_EACH = 10
 EXACT = re.compile(r'\{\s*"Exact": ("[^"]*")\s*\}')
 OTHERS_FROM = IPv4Address("10.64.0.0")
+VIPS_FROM = IPv4Address("10.100.0.0")
 
 
 def write_mesh(path: Path, wish: Wish) -> None:
@@ -34,14 +35,19 @@ def write_mesh(path: Path, wish: Wish) -> None:
             workload(f"pod-{n}", OTHERS_FROM + wish.workloads + n, NODES[0])
             for n in range(wish.pods)
         ),
+        *(
+            workload(f"plain-{n}", PLAIN[n + 1], "node-0", protocol="TCP")
+            for n in range(wish.plain)
+        ),
     ]
+    services = [service(n) for n in range(wish.services)]
     policies = [allow_client(), *(deny_strangers(n) for n in range(wish.deny_policies))]
-    mesh = {"workloads": workloads, "services": [], "policies": policies}
+    mesh = {"workloads": workloads, "services": services, "policies": policies}
     # JSON is YAML; but the reference knows how a text is to match only by a tag in front of it.
     path.write_text(EXACT.sub(r"!Exact \1", json.dumps(mesh, indent=0)))
 
 
-def workload(name: str, ip: IPv4Address, node: str) -> dict[str, Any]:
+def workload(name: str, ip: IPv4Address, node: str, *, protocol: str = "HBONE") -> dict[str, Any]:
     """One pod; its account has its name."""
     return {
         "uid": f"bench//Pod/{NAMESPACE}/{name}",
@@ -52,10 +58,22 @@ def workload(name: str, ip: IPv4Address, node: str) -> dict[str, Any]:
         "clusterId": "bench",
         "node": node,
         "workloadIps": [str(ip)],
-        "protocol": "HBONE",
+        "protocol": protocol,
         "workloadName": name,
         "canonicalName": name,
         "services": {},
+    }
+
+
+def service(number: int) -> dict[str, Any]:
+    """One service that nobody calls."""
+    return {
+        "name": f"service-{number}",
+        "namespace": NAMESPACE,
+        "hostname": f"service-{number}.{NAMESPACE}.svc.cluster.local",
+        "vips": [f"/{VIPS_FROM + number}"],
+        "ports": {"80": 8080},
+        "subjectAltNames": [],
     }
 
 

@@ -30,6 +30,7 @@ from perf.contender import (
     wait_until_it_answers,
 )
 from perf.mesh_file import NAMESPACE, NODES, write_mesh
+from perf.plane import PORT as PLANE_PORT, READY
 from perf.track import Track
 from ztunnel.devmesh.cluster import Member
 from ztunnel.identity.dev_ca import DevelopmentCa
@@ -41,6 +42,7 @@ from ztunnel.wire.zds import PodInfo
 ROOT = Path(__file__).parents[1]
 OURS = (sys.executable, "-m", "ztunnel")
 PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+PLANE_LOG = "plane.log"
 SOON = "1s"  # unused tunnels are dropped then, where none is used twice
 
 
@@ -65,6 +67,16 @@ class NodeProxies:
         self._profiled = dict(profiled or {})
         self._tree = tree
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our program, of whatever checkout."""
+        return self.words == OURS
+
+    def with_client(self, words: tuple[str, ...]) -> NodeProxies:
+        """Make the same, but for the words that run the client's proxy."""
+        under = {NODES[0]: words}
+        return NodeProxies(self.name, self.words, self._settings, under, self._tree)
+
     @asynccontextmanager
     async def running(
         self, track: Track, wish: Wish, authority: DevelopmentCa, folder: Path
@@ -75,6 +87,10 @@ class NodeProxies:
         async with AsyncExitStack() as stack:
             for node in track.nodes:
                 await stack.enter_async_context(running_authority(node, authority, folder))
+            plane = None
+            if wish.plane:
+                starting_plane = running_plane(track.nodes[0], wish.plane, authority, folder)
+                plane = await stack.enter_async_context(starting_plane)
             began = time.perf_counter()
             up = []
             for name, node in zip(NODES, track.nodes, strict=True):
@@ -85,7 +101,7 @@ class NodeProxies:
             running = Running(up[0].process, up[1].process)
             await wait_until_it_answers(track, running, logs)
             seconds = time.perf_counter() - began
-            yield Running(running.client, running.server, ready_seconds=seconds)
+            yield Running(running.client, running.server, ready_seconds=seconds, plane=plane)
 
     @asynccontextmanager
     async def node(
@@ -103,6 +119,7 @@ class NodeProxies:
                 yield NodeProxy(agent, process, log)
 
     def _environment(self, name: str, folder: Path, wish: Wish) -> dict[str, str]:
+        plane = f"https://localhost:{PLANE_PORT}"
         return {
             **{key: os.environ[key] for key in PASSED_ON if key in os.environ},
             "PYTHONPATH": str(self._tree),
@@ -110,7 +127,8 @@ class NodeProxies:
             "NODE_NAME": name,
             "INPOD_UDS": str(folder / f"{name}.sock"),
             "LOCAL_XDS_PATH": str(folder / "mesh.json"),
-            "XDS_ADDRESS": "",
+            "XDS_ADDRESS": plane if wish.plane and name == NODES[0] else "",
+            "XDS_ROOT_CA": str(folder / "roots.pem"),
             "CA_ADDRESS": f"https://localhost:{AUTHORITY_PORT}",
             "CA_ROOT_CA": str(folder / "roots.pem"),
             "CLUSTER_ID": "bench",
@@ -119,7 +137,9 @@ class NodeProxies:
             "ZTUNNEL_WORKER_THREADS": "1",
             "CONNECTION_TERMINATION_DEADLINE": "1s",
             **({"POOL_UNUSED_RELEASE_TIMEOUT": SOON} if wish.tunnel_per_connection else {}),
+            **({"ZTUNNEL_TLS_RESUMPTION": "true"} if wish.resumption else {}),
             **self._settings,
+            **dict(wish.settings),
         }
 
 
@@ -172,6 +192,33 @@ async def running_authority(
         if process.poll() is not None:
             raise ContenderError(f"the certificate authority ended:\n{tail(log)}")
         yield
+
+
+@asynccontextmanager
+async def running_plane(
+    node: Member, sizes: tuple[int, int, int], authority: DevelopmentCa, folder: Path
+) -> AsyncIterator[trio.Process]:
+    """Run the control plane inside a node; what it says is in `plane.log` of the folder."""
+    log = folder / PLANE_LOG
+    words = [sys.executable, "-m", "perf.plane", *map(str, sizes)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    async with process_in(node, words, log, env=env, stdin=authority.to_pem()) as process:
+        await wait_for_word(READY, process, log)
+        yield process
+
+
+async def wait_for_word(word: str, process: trio.Process, log: Path) -> None:
+    """Wait until a process has written a word.
+
+    Raises:
+        ContenderError: it ended, or did not say it in time.
+    """
+    with trio.move_on_after(READY_SECONDS):
+        # Nothing tells when another process writes to a file.
+        while process.poll() is None and word not in await trio.Path(log).read_text():  # noqa: ASYNC110
+            await trio.sleep(POLL_SECONDS)
+    if word not in await trio.Path(log).read_text():
+        raise ContenderError(f"no {word} from the control plane:\n{tail(log)}")
 
 
 async def _accepts(member: Member, port: int) -> bool:

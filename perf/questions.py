@@ -18,19 +18,24 @@ import trio
 from cni.agent.errors import NoProxyError
 from perf.contender import USUAL, Contender, ContenderError, Running, Wish
 from perf.load import Load, LoadError
-from perf.memory import KIB_PER_MIB, private_kib, resident_kib
+from perf.memory import KIB_PER_MIB, cpu_seconds, private_kib, resident_kib
 from perf.mesh_file import NAMESPACE, NODES
 from perf.node_proxies import NodeProxies, info, running_authority
 from perf.rounds import Progress, Sample, lanes
 from perf.shapes import HANDSHAKES, SHAPES, Metric, Question, Values
-from perf.track import APP_PORT, SERVER_IP, laid_track
+from perf.stalls import MESH, P99_METRICS, STALL_METRICS, TARGET, stalls, take_mesh
+from perf.track import laid_track
 from ztunnel.devmesh.cluster import new_namespace
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.workload import PodUid
 
-TARGET = (str(SERVER_IP), str(APP_PORT))
 CONNECTIONS = 4000
 TUNNELS = 400
+PARKED_SECONDS = 12.0  # a tunnel that is idle for 10 s puts away what it does not need
+IDLE_SECONDS = 3.0
+FEW_PODS = 10
+LARGE_MESH = (100_000, 5_000, 1_000)  # workloads, services, policies
+SETTLED_SECONDS = 1.0
 WARMED_BY = 200  # the first connections also grow tables that all later ones use
 PODS = 50
 WORKLOADS = 1000
@@ -42,6 +47,11 @@ KIB_EACH = Metric(key="kib", unit="KiB each", more_is_better=False)
 MIB_FRESH = Metric(key="mib", unit="MiB fresh", more_is_better=False)
 MILLISECONDS = Metric(key="ms", unit="ms", more_is_better=False)
 MILLISECONDS_LAST = Metric(key="last_ms", unit="ms, the last", more_is_better=False)
+CPU_MS = Metric(key="cpu_ms", unit="ms of CPU a second", more_is_better=False)
+CPU_SECONDS = Metric(key="cpu_s", unit="s of CPU", more_is_better=False)
+WALL_SECONDS = Metric(key="wall_s", unit="s", more_is_better=False)
+MIB = Metric(key="mib", unit="MiB", more_is_better=False)
+PARKED = Metric(key="parked_kib", unit="KiB each, parked", more_is_better=False)
 OF_ONE = Metric(key="of_one", unit="x of one policy")
 
 
@@ -89,11 +99,16 @@ async def idle_connections(contender: Contender, load: Load, folder: Path) -> Va
 
 async def idle_tunnels(contender: Contender, load: Load, folder: Path) -> Values:
     """Weigh idle connections that have a tunnel each."""
-    return await _weighed(contender, load, folder, HANDSHAKES, TUNNELS)
+    return await _weighed(contender, load, folder, HANDSHAKES, TUNNELS, parked_after=PARKED_SECONDS)
 
 
 async def _weighed(
-    contender: Contender, load: Load, folder: Path, wish: Wish, count: int
+    contender: Contender,
+    load: Load,
+    folder: Path,
+    wish: Wish,
+    count: int,
+    parked_after: float = 0.0,
 ) -> Values:
     apart = wish.tunnel_per_connection
     async with lanes([contender], wish, load, folder) as (lane,):
@@ -103,9 +118,14 @@ async def _weighed(
             before = _private(lane.running)
             async with load.held(lane.track, TARGET, count, sources=apart):
                 after = _private(lane.running)
+                await trio.sleep(parked_after)
+                later = _private(lane.running)
         each = [(b - a) / count for a, b in zip(before, after, strict=True)]
+        parked = [(b - a) / count for a, b in zip(before, later, strict=True)]
         return {
             "kib": sum(each), "kib_client": each[0], "kib_server": each[1],
+            "parked_kib": sum(parked), "parked_kib_client": parked[0],
+            "parked_kib_server": parked[1],
             "mib": sum(fresh), "mib_client": fresh[0], "mib_server": fresh[1],
         }  # fmt: skip
 
@@ -169,6 +189,58 @@ async def one_more_pod(contender: Contender, load: Load, folder: Path) -> Values
         return {"ms": median(times), "last_ms": median(times[-10:])}
 
 
+async def idle_cpu(contender: Contender, load: Load, folder: Path) -> Values:
+    """Measure what both proxies use while connections are there and nothing happens on them."""
+    async with lanes([contender], USUAL, load, folder) as (lane,):
+        assert lane.running is not None
+        async with load.held(lane.track, TARGET, WARMED_BY, sources=False):
+            await trio.sleep(SETTLED_SECONDS)
+            before = [cpu_seconds(pid) for pid in lane.running.pids]
+            await trio.sleep(IDLE_SECONDS)
+            after = [cpu_seconds(pid) for pid in lane.running.pids]
+    used = [(b - a) / IDLE_SECONDS * 1000 for a, b in zip(before, after, strict=True)]
+    return {"cpu_ms": sum(used), "cpu_ms_client": used[0], "cpu_ms_server": used[1]}
+
+
+async def few_pods(contender: Contender, load: Load, folder: Path) -> Values:
+    """Weigh a process that serves a few pods and knows a small mesh."""
+    assert isinstance(contender, NodeProxies)
+    authority, wish = DevelopmentCa.create(), Wish(workloads=WORKLOADS, pods=FEW_PODS)
+    with laid_track(load.program) as track, contextlib.ExitStack() as spaces:
+        node = track.nodes[0]
+        async with (
+            running_authority(node, authority, folder),
+            contender.node(NODES[0], node, wish, authority, folder) as proxy,
+        ):
+            for number in range(FEW_PODS):
+                await proxy.enrol(f"pod-{number}", spaces.enter_context(new_namespace()))
+            await trio.sleep(SETTLED_SECONDS)
+            return {"mib": resident_kib(proxy.process.pid) / KIB_PER_MIB}
+
+
+async def first_sync(contender: Contender, load: Load, folder: Path) -> Values:
+    """Measure what it costs to learn of many workloads over the stream, with nothing else to do."""
+    return await _learned(contender, load, folder, MESH)
+
+
+async def large_mesh(contender: Contender, load: Load, folder: Path) -> Values:
+    """Weigh a process that knows a very large mesh."""
+    return await _learned(contender, load, folder, LARGE_MESH)
+
+
+async def _learned(
+    contender: Contender, load: Load, folder: Path, sizes: tuple[int, int, int]
+) -> Values:
+    async with lanes([contender], Wish(plane=sizes), load, folder) as (lane,):
+        assert lane.running is not None
+        pid = lane.running.pids[0]
+        began, before = time.perf_counter(), cpu_seconds(pid)
+        await take_mesh(lane.running, folder / contender.name)
+        values = {"wall_s": time.perf_counter() - began, "cpu_s": cpu_seconds(pid) - before}
+        await trio.sleep(SETTLED_SECONDS)
+        return {**values, "mib": resident_kib(pid) / KIB_PER_MIB}
+
+
 async def many_policies(contender: Contender, load: Load, folder: Path) -> Values:
     """Compare new connections per second under 10 000 policies with those under one."""
     shape = next(shape for shape in SHAPES if shape.name == "connect-16")
@@ -198,7 +270,42 @@ QUESTIONS: tuple[Question, ...] = (
         name="memory-tunnels",
         title=f"memory per idle connection with a tunnel of its own ({TUNNELS} held)",
         metric=KIB_EACH,
+        more=(PARKED,),
         ask=idle_tunnels,
+        meshed=False,
+    ),
+    Probe(
+        name="memory-pods",
+        title=f"memory with {FEW_PODS} pods and {WORKLOADS} workloads, idle",
+        metric=MIB,
+        ask=few_pods,
+    ),
+    Probe(
+        name="memory-mesh",
+        title="memory with {} workloads, {} services and {} policies".format(*LARGE_MESH),
+        metric=MIB,
+        more=(CPU_SECONDS, WALL_SECONDS),
+        ask=large_mesh,
+    ),
+    Probe(
+        name="sync",
+        title="first sync of {} workloads, {} services and {} policies".format(*MESH),
+        metric=CPU_SECONDS,
+        more=(WALL_SECONDS, MIB),
+        ask=first_sync,
+    ),
+    Probe(
+        name="stalls",
+        title="longest stall, beside a ping-pong",
+        metric=STALL_METRICS[0],
+        more=(*STALL_METRICS[1:], *P99_METRICS),
+        ask=stalls,
+    ),
+    Probe(
+        name="idle",
+        title=f"{WARMED_BY} idle connections",
+        metric=CPU_MS,
+        ask=idle_cpu,
         meshed=False,
     ),
     Probe(

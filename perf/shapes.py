@@ -87,6 +87,13 @@ class Shape(Question):
 
 
 HANDSHAKES = Wish(tunnel_per_connection=True)
+RESUMED = Wish(tunnel_per_connection=True, resumption=True)
+KINDS = {
+    "connect": "new connections",
+    "handshake": "full mTLS handshakes",
+    "resumed": "resumed mTLS handshakes",
+}
+PACE_MS = 5  # performance.md 14
 
 
 def _bulk(streams: int, way: str, *, alone: bool = False) -> Shape:
@@ -115,19 +122,29 @@ def _echo(size: int, streams: int, *, alone: bool = False) -> Shape:
     )
 
 
-def _connect(parallel: int, *, alone: bool = False, handshakes: bool = False) -> Shape:
+def _paced() -> Shape:
+    return Shape(
+        name="paced-64",
+        title=f"ping-pong 64 B, 1 connection, one every {PACE_MS} ms",
+        words=f"pace {{to}} {PACE_MS} 64",
+        metric=P50,
+        more=(P99, US_EACH),
+    )
+
+
+def _connect(
+    parallel: int, *, alone: bool = False, kind: str = "connect", wish: Wish = USUAL
+) -> Shape:
     prefix = "passthrough-" if alone else ""
-    kind = "handshake" if handshakes else "connect"
-    what = "full mTLS handshakes" if handshakes else "new connections"
     return Shape(
         name=f"{prefix}{kind}-{parallel}",
-        title=f"{'plaintext passthrough, ' if alone else ''}{what}, {parallel} at a time",
+        title=f"{'plaintext passthrough, ' if alone else ''}{KINDS[kind]}, {parallel} at a time",
         words=f"connect {{to}} {parallel} {{first}}",
         metric=PER_SECOND,
         more=(P99, US_EACH),
-        wish=HANDSHAKES if handshakes else USUAL,
+        wish=wish,
         alone=alone,
-        has_direct=not handshakes,
+        has_direct=wish is USUAL,
     )
 
 
@@ -142,21 +159,30 @@ def _connections(count: int) -> str:
 SHAPES: tuple[Shape, ...] = (
     _bulk(1, "up"),
     _bulk(1, "down"),
+    _bulk(2, "down"),
+    _bulk(8, "down"),
     _bulk(16, "up"),
     _bulk(16, "down"),
+    _bulk(256, "down"),
     _echo(64, 1),
     _echo(1024, 1),
+    _paced(),
     _echo(64, 64),
     _echo(1024, 64),
+    _echo(64, 256),
     _connect(1),
     _connect(16),
     _bulk(1, "up", alone=True),
     _bulk(1, "down", alone=True),
+    _bulk(8, "down", alone=True),
     _bulk(16, "up", alone=True),
+    _bulk(16, "down", alone=True),
     _echo(64, 1, alone=True),
     _echo(64, 64, alone=True),
     _connect(16, alone=True),
-    _connect(1, handshakes=True),
-    _connect(16, handshakes=True),
+    _connect(1, kind="handshake", wish=HANDSHAKES),
+    _connect(16, kind="handshake", wish=HANDSHAKES),
+    _connect(1, kind="resumed", wish=RESUMED),
+    _connect(16, kind="resumed", wish=RESUMED),
 )
 QUICK = ("bulk-1-down", "echo-64-64", "connect-16")

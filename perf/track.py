@@ -24,6 +24,8 @@ SERVER_IP = IPv4Address("10.0.2.10")
 OUTSIDE_IP = IPv4Address("203.0.113.10")
 # Source addresses to use up, one for each connection that must not share a tunnel.
 SOURCES = IPv4Network("10.128.0.0/9")
+# All of these are the outside host: as many destinations as one likes.
+PLAIN = IPv4Network("10.96.0.0/16")
 APP_PORT = 9000
 
 _ETH0, _ETH1 = 2, 3
@@ -68,7 +70,10 @@ def laid_track(load: Path) -> Iterator[Track]:
         _join(client, _ETH0, CLIENT_IP, server, SERVER_IP)
         _join(client, _ETH1, CLIENT_IP, outside, OUTSIDE_IP)
         client.links.address(LOOPBACK_INDEX, SOURCES[1], SOURCES.prefixlen)
+        client.links.route(PLAIN, _ETH1, via=OUTSIDE_IP, source=CLIENT_IP)
         client.links.commit()
+        outside.links.address(LOOPBACK_INDEX, PLAIN[1], PLAIN.prefixlen)
+        outside.links.commit()
         for pod in (client, server):
             apply_redirect(pod.netns, RedirectPlan())
         for host in (server, outside):

@@ -54,6 +54,7 @@ from ztunnel.xds.client import xds_client
 SIZES = (100_000, 5_000, 1_000)  # workloads, services, policies
 STALL_SECONDS = 0.005
 NODES = 500
+PODS_FROM = int(IPv4Address("11.0.0.0"))  # none that the bench's own pods have
 NAMESPACES = 200
 CHURNS = 100
 CHURNS_PER_SECOND = 50
@@ -79,7 +80,7 @@ def a_workload(number: int, services: int, *, is_healthy: bool = True) -> Worklo
         namespace=where,
         trust_domain=TrustDomain("cluster.local"),
         service_account=ServiceAccount(f"account-{service % 50}"),
-        ips=(IPv4Address(0x0A000000 + number),),
+        ips=(IPv4Address(PODS_FROM + number),),
         protocol=TunnelProtocol.HBONE,
         workload_name=f"deployment-{service}",
         workload_type="pod",
