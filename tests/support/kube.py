@@ -196,8 +196,9 @@ class FakeKube:
         elif parts[-1] in KINDS:
             await self._list(exchange, parts[-1], query)
         else:
-            item = self.objects["pods"].get((parts[3], parts[5])) if len(parts) == 6 else None
-            found = (200, _typed("pods", item)) if item else (404, {"message": "not found"})
+            kind = parts[-2]
+            item = self.objects.get(kind, {}).get((parts[3] if len(parts) == 6 else "", parts[-1]))
+            found = (200, _typed(kind, item)) if item else (404, {"message": "not found"})
             await exchange.send(*found)
 
     async def _patch(self, exchange: _Exchange, parts: list[str], change: dict[str, Any]) -> None:
