@@ -152,7 +152,10 @@ class Services:
             for key in replaced.services.keys() - workload.services.keys():
                 self._drop_endpoint(key, replaced.uid)
         for key in workload.services:
-            self._endpoints.setdefault(key, Endpoints()).put(workload)
+            endpoints = self._endpoints.get(key)
+            if endpoints is None:
+                endpoints = self._endpoints[key] = Endpoints()
+            endpoints.put(workload)
 
     def remove_endpoint(self, workload: Workload) -> None:
         """Take a removed workload out of all its services."""

@@ -78,9 +78,14 @@ class Store:
             if self.services.by_key(service.key) != service:
                 self.services.put(service)
                 changes.services.add(service.key)
+        by_uid, put, put_endpoint = (
+            self.workloads.by_uid,
+            self.workloads.put,
+            self.services.put_endpoint,
+        )
         for workload in update.workloads:
-            if self.workloads.by_uid(workload.uid) != workload:
-                self.services.put_endpoint(workload, self.workloads.put(workload))
+            if by_uid(workload.uid) != workload:
+                put_endpoint(workload, put(workload))
                 changes.workloads.add(workload.uid)
         if changes:
             self.version += 1
@@ -121,6 +126,8 @@ class Store:
             workloads.update(workload.uid for workload in self.workloads.all())
             services.update(service.key for service in self.services.all())
             policies.update(policy.key for policy in self.policies.all())
+        if not (workloads or services or policies):
+            return
         workloads.difference_update(workload.uid for workload in update.workloads)
         services.difference_update(service.key for service in update.services)
         policies.difference_update(policy.key for policy in update.policies)

@@ -6,11 +6,11 @@ Every lookup is one or two dictionary reads, however many workloads there are.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.network import IpAddress, Network
-from ztunnel.model.split_map import SplitMap
+from ztunnel.model.split_map import MASK, PARTS, SplitMap
 from ztunnel.model.workload import NetworkMode, TunnelProtocol, Workload, WorkloadUid
 from ztunnel.state.addresses import address_key
 
@@ -46,6 +46,9 @@ class _SharedAddress:
         return None
 
 
+_Addresses: TypeAlias = "dict[int, Workload | _SharedAddress]"
+
+
 class Workloads:
     """What the control plane told us about workloads; `node` is our own, "" counts all as ours."""
 
@@ -53,7 +56,8 @@ class Workloads:
         self._node = node
         self._by_uid: SplitMap[WorkloadUid, Workload] = SplitMap()
         # Nearly every address has one owner: it is stored bare to save memory.
-        self._by_address: dict[Network, SplitMap[int, Workload | _SharedAddress]] = {}
+        # Split like `_by_uid`, but each part by networks again: there may be very many small ones.
+        self._by_address: tuple[dict[Network, _Addresses], ...] = tuple({} for _ in range(PARTS))
         self._by_hostname: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
         self._local: dict[tuple[str, str, str], dict[WorkloadUid, Workload]] = {}
         self._accounts: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
@@ -67,14 +71,15 @@ class Workloads:
 
     def by_uid(self, uid: WorkloadUid) -> Workload | None:
         """Return the workload with this uid."""
-        return self._by_uid.get(uid)
+        return self._by_uid.parts[hash(uid) & MASK].get(uid)
 
     def by_address(self, network: Network, ip: IpAddress) -> Workload | None:
         """Return whom this address belongs to; host-network workloads own none."""
-        addresses = self._by_address.get(network)
+        key = address_key(ip)
+        addresses = self._by_address[key & MASK].get(network)
         if addresses is None:
             return None
-        owner = addresses.get(address_key(ip))
+        owner = addresses.get(key)
         return owner.winner() if isinstance(owner, _SharedAddress) else owner
 
     def by_hostname(self, namespace: Namespace, hostname: str) -> Workload | None:
@@ -105,12 +110,13 @@ class Workloads:
 
     def put(self, workload: Workload) -> Workload | None:
         """Store one workload and return what it replaced."""
-        old = self.remove(workload.uid)
-        self._by_uid[workload.uid] = workload
+        uid = workload.uid
+        known = self._by_uid.parts[hash(uid) & MASK]
+        old = self.remove(uid) if uid in known else None
+        known[uid] = workload
         if workload.network_mode is not NetworkMode.HOST_NETWORK:
-            addresses = self._by_address.setdefault(workload.network, SplitMap())
             for ip in workload.ips:
-                _claim(addresses, address_key(ip), workload)
+                self._claim(address_key(ip), workload)
         if workload.hostname:
             _file(self._by_hostname, (workload.namespace, workload.hostname), workload)
         if self.is_local(workload):
@@ -121,10 +127,12 @@ class Workloads:
 
     def remove(self, uid: WorkloadUid) -> Workload | None:
         """Forget one workload and return it; None when it was unknown."""
-        old = self._by_uid.pop(uid)
+        old = self._by_uid.of(uid).pop(uid, None)
         if old is None:
             return None
-        self._release_addresses(old)
+        if old.network_mode is not NetworkMode.HOST_NETWORK:
+            for ip in old.ips:
+                self._release(address_key(ip), old)
         if old.hostname:
             _unfile(self._by_hostname, (old.namespace, old.hostname), old)
         if self.is_local(old):
@@ -133,34 +141,32 @@ class Workloads:
             _unfile(self._local, (*account, old.name), old)
         return old
 
-    def _release_addresses(self, old: Workload) -> None:
-        addresses = self._by_address.get(old.network)
-        if addresses is None or old.network_mode is NetworkMode.HOST_NETWORK:
+    def _claim(self, key: int, workload: Workload) -> None:
+        networks = self._by_address[key & MASK]
+        addresses = networks.get(workload.network)
+        if addresses is None:
+            addresses = networks[workload.network] = {}
+        owner = addresses.setdefault(key, workload)
+        if owner is workload:
             return
-        for ip in old.ips:
-            key = address_key(ip)
-            owner = addresses.get(key)
-            if owner is old:
-                addresses.pop(key)
-            elif isinstance(owner, _SharedAddress):
-                owner.discard(old)
-                if owner.winner() is None:
-                    addresses.pop(key)
+        if not isinstance(owner, _SharedAddress):
+            addresses[key] = shared = _SharedAddress()
+            shared.add(owner)
+            owner = shared
+        owner.add(workload)
+
+    def _release(self, key: int, old: Workload) -> None:
+        networks = self._by_address[key & MASK]
+        addresses = networks.get(old.network, {})  # without it if the address was named twice
+        owner = addresses.get(key)
+        if isinstance(owner, _SharedAddress):
+            owner.discard(old)
+            if owner.winner() is None:
+                del addresses[key]
+        elif owner is old:
+            del addresses[key]
         if not addresses:
-            del self._by_address[old.network]
-
-
-def _claim(
-    addresses: SplitMap[int, Workload | _SharedAddress], key: int, workload: Workload
-) -> None:
-    owner = addresses.setdefault(key, workload)
-    if owner is workload:
-        return
-    if not isinstance(owner, _SharedAddress):
-        addresses[key] = shared = _SharedAddress()
-        shared.add(owner)
-        owner = shared
-    owner.add(workload)
+            networks.pop(old.network, None)
 
 
 def _file(index: dict[K, dict[WorkloadUid, Workload]], key: K, workload: Workload) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 
-from ztunnel.model.split_map import SplitMap
+from ztunnel.model.split_map import MASK, SplitMap
 
 DIGEST_BYTES = 16
 
@@ -36,24 +36,26 @@ class HeldVersions:
         return len(self._entries) + len(self._digests)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries or name in self._digests
+        return name in self._entries.of(name) or name in self._digests
 
     def holds(self, name: str, mark: bytes) -> bool:
         """Tell whether what we hold under this name has this mark."""
-        return (self._entries.get(name) or self._digests.get(name)) == mark
+        entries = self._entries.parts[hash(name) & MASK]
+        return (entries.get(name) or self._digests.get(name)) == mark
 
     def put(self, name: str, mark: bytes) -> None:
         """Note what is held from now on."""
+        entries = self._entries.parts[hash(name) & MASK]
         if mark.startswith(_NO_VERSION):
-            self._entries.pop(name)
+            entries.pop(name, None)
             self._digests[name] = mark
         else:
             self._digests.pop(name, None)
-            self._entries[name] = mark
+            entries[name] = mark
 
     def remove(self, name: str) -> None:
         """Forget a name; unknown ones are no error."""
-        self._entries.pop(name)
+        self._entries.of(name).pop(name, None)
         self._digests.pop(name, None)
 
     def told(self, wanted: Iterable[str] = ()) -> Iterator[bytes]:
@@ -63,8 +65,8 @@ class HeldVersions:
         """
         yield b"".join([encode_entry(name, "") for name in wanted if name not in self])
         yield b"".join([encode_entry(name, "") for name in self._digests])
-        for entries in self._entries.pieces():
-            yield b"".join(entries)
+        for entries in self._entries.parts:
+            yield b"".join(entries.values())
 
 
 def mark_of(name: str, version: str, value: bytes) -> bytes:
