@@ -14,7 +14,7 @@ demo: ## Guided tour: a mesh of two nodes on this machine (needs root)
 test: ## The whole test suite, with real namespaces and a real Envoy (needs root)
 	@.ci/test.sh
 
-bench: ## Measure beside Envoy, five rounds, and rewrite docs/performance.md (needs root; a quarter of an hour)
+bench: ## Measure beside Envoy, five rounds, and rewrite docs/performance.md (needs root; some twenty minutes)
 	@.ci/prepare.sh bench
 	@.venv/bin/python -m perf --docs
 

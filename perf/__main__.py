@@ -17,6 +17,7 @@ from perf.contender import Contender, ContenderError, Direct
 from perf.curves import curves
 from perf.documents import keep, write_documents
 from perf.envoy import Envoy, find_envoy
+from perf.growth import growth
 from perf.load import Load, LoadError, build
 from perf.node_proxies import ROOT, NodeProxies
 from perf.questions import QUESTIONS, answer
@@ -24,6 +25,7 @@ from perf.report import about, table, verdict
 from perf.results import Results, machine
 from perf.rounds import measure
 from perf.shapes import QUICK, SHAPES, Question, Shape
+from perf.units import in_a_process
 
 EVERYTHING: tuple[Question, ...] = (*SHAPES, *QUESTIONS)
 
@@ -75,6 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout that is ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument("--docs", action="store_true", help="rewrite docs/performance.md")
+    parser.add_argument("--curves", action="store_true", help="cost curves too, as --docs does")
     parser.add_argument("--redraw", action="store_true", help="the same, from what was kept")
     return parser
 
@@ -118,8 +121,11 @@ async def run(options: argparse.Namespace) -> Results:
         for question in questions:
             if not isinstance(question, Shape):
                 results.samples += await answer(question, contenders, load, folder, options.rounds)
-        if options.docs:
+        if options.docs or options.curves:
             results.curves = await trio.to_thread.run_sync(curves)
+            results.units = await trio.to_thread.run_sync(in_a_process)
+            ours = NodeProxies("ours", tree=options.tree.resolve())
+            results.growth = await growth(ours, load, folder / "growth")
     results.machine = machine(load_before)
     return results
 

@@ -32,10 +32,11 @@ class Wish:
     `tunnel_per_connection`: no two connections share a tunnel, so that each needs a handshake,
     and with `resumption` one that resumes a session.
     `deny_policies`, of ten rules each, apply to the server and match nobody. `workloads`,
-    `services` and `pods` are how many more of them there are; `plain` ones are outside the mesh,
-    and all of them are the outside host. `plane`: the client's node has a control plane that says
-    nothing until it is told to (`perf.plane`), and then so many workloads, services and policies.
-    `settings` are environment variables for node proxies.
+    `services` and `pods` are how many more of them there are, `enrolled` how many of those pods the
+    client's node serves; `plain` workloads are outside the mesh, and all are the outside host.
+    `plane`: the client's node has a control plane that says nothing until it is told to
+    (`perf.plane`), and then so many workloads, services and policies. `settings` are environment
+    variables for node proxies.
     """
 
     tunnel_per_connection: bool = False
@@ -44,6 +45,7 @@ class Wish:
     workloads: int = 0
     services: int = 0
     pods: int = 0
+    enrolled: int = 0
     plain: int = 0
     plane: tuple[int, int, int] | None = None
     settings: tuple[tuple[str, str], ...] = ()

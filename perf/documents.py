@@ -6,10 +6,11 @@ version of OpenSSL that was measured on has a part of its own, and a folder for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perf.curves import UNITS, Point
+from perf.growth import UNITS as GROWTH_UNITS
 from perf.plot import Bar, bars, lines
 from perf.report import OURS, REFERENCE, about, table, verdict
 from perf.results import Results
@@ -66,9 +67,37 @@ def _part(results: Results, folder: Path, questions: Sequence[Question]) -> str:
         (folder / "curves.svg").write_text(_curves(results.curves))
         part += [
             f"### What one more costs\n\n![Cost curves]({place}/curves.svg)",
-            _curve_table(results.curves),
+            _size_table(
+                {
+                    unit: {size: point[key] for size, point in results.curves.items()}
+                    for key, unit in UNITS.items()
+                }
+            ),
         ]
+    if results.growth:
+        part += _growth(results.growth, folder, place)
+    if results.units:
+        part += ["### The reference's micro-benchmarks, us", _size_table(results.units)]
     return "\n\n".join(part)
+
+
+def _growth(growth: dict[str, dict[int, Point]], folder: Path, place: str) -> list[str]:
+    """Draw one plot for each value, with a line for each thing of which there may be much."""
+    parts = ["### Whole proxies that know or hold much"]
+    for key, unit in GROWTH_UNITS.items():
+        drawn = {
+            what: {size: point[key] for size, point in points.items()}
+            for what, points in growth.items()
+        }
+        name = f"growth-{key.replace('_', '-')}.svg"
+        (folder / name).write_text(lines(f"{unit}, against how many there are", drawn))
+        parts.append(f"![{unit}]({place}/{name})")
+    rows = {
+        f"{what}: {unit}": {size: point[key] for size, point in points.items()}
+        for what, points in growth.items()
+        for key, unit in GROWTH_UNITS.items()
+    }
+    return [*parts, _size_table(rows)]
 
 
 def _ratios(results: Results, questions: Sequence[Question]) -> str:
@@ -107,9 +136,12 @@ def _curves(curves: dict[int, Point]) -> str:
     return lines("cost against the number of workloads (or policies) known", named)
 
 
-def _curve_table(curves: dict[int, Point]) -> str:
-    rows = [["", *(f"{size:,}" for size in curves)], ["---"] * (len(curves) + 1)]
-    rows += [
-        [unit, *(f"{point[key]:.2f}" for point in curves.values())] for key, unit in UNITS.items()
+def _size_table(rows: Mapping[str, Mapping[int, float]]) -> str:
+    """Print one row for each name, and a column for each size that any of them has."""
+    sizes = sorted({size for row in rows.values() for size in row})
+    table = [["", *(f"{size:,}" for size in sizes)], ["---"] * (len(sizes) + 1)]
+    table += [
+        [name, *(f"{row[size]:.2f}" if size in row else "" for size in sizes)]
+        for name, row in rows.items()
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)

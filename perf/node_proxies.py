@@ -32,7 +32,7 @@ from perf.contender import (
 from perf.mesh_file import NAMESPACE, NODES, write_mesh
 from perf.plane import PORT as PLANE_PORT, READY
 from perf.track import Track
-from ztunnel.devmesh.cluster import Member
+from ztunnel.devmesh.cluster import Member, new_namespace
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.identity import Namespace, ServiceAccount
@@ -98,6 +98,8 @@ class NodeProxies:
                 up.append(await stack.enter_async_context(starting))
             for proxy, (name, pod) in zip(up, pods, strict=True):
                 await proxy.enrol(name, pod.netns)
+            for number in range(wish.enrolled):
+                await up[0].enrol(f"pod-{number}", stack.enter_context(new_namespace()))
             running = Running(up[0].process, up[1].process)
             await wait_until_it_answers(track, running, logs)
             seconds = time.perf_counter() - began

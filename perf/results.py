@@ -31,6 +31,8 @@ class Results:
     seconds: float
     samples: list[Sample] = field(default_factory=list)
     curves: dict[int, Point] = field(default_factory=dict)  # size -> what one more costs
+    growth: dict[str, dict[int, Point]] = field(default_factory=dict)  # of what -> size -> values
+    units: dict[str, dict[int, float]] = field(default_factory=dict)  # step -> size -> us
     machine: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -49,13 +51,20 @@ class Results:
         """Read what `write` kept."""
         raw = json.loads(path.read_text())
         raw["samples"] = [Sample(*row) for row in raw["samples"]]
-        raw["curves"] = {int(size): point for size, point in raw["curves"].items()}
+        raw["curves"] = _by_size(raw["curves"])
+        for name in ("growth", "units"):
+            raw[name] = {what: _by_size(found) for what, found in raw.get(name, {}).items()}
         return cls(**raw)
 
     def measured(self, questions: Iterable[Question]) -> list[Question]:
         """Choose the questions that have an answer here."""
         known = {sample.shape for sample in self.samples}
         return [question for question in questions if question.name in known]
+
+
+def _by_size(found: dict[str, Any]) -> dict[int, Any]:
+    """Give back what JSON took: its keys are texts."""
+    return {int(size): value for size, value in found.items()}
 
 
 def machine(load_before: float) -> dict[str, Any]:

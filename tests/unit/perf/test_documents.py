@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from perf.documents import BEGIN, END, PAGE, keep, write_documents
+from perf.growth import UNITS as GROWTH_UNITS
 from perf.results import Results, machine
 from perf.rounds import Sample
 from perf.shapes import SHAPES
@@ -50,6 +51,25 @@ def test_a_new_run_takes_the_place_of_the_last_one_on_the_same_openssl(docs: Pat
     page = (docs / PAGE).read_text()
     assert "**3.00**" in page
     assert "**2.00**" not in page
+
+
+def test_cost_curves_are_drawn_and_told_for_the_sizes_that_each_has(docs: Path) -> None:
+    results = results_on("OpenSSL 3.5.7 9 Jun 2026", 300)
+    results.growth = {
+        what: {size: dict.fromkeys(GROWTH_UNITS, float(size)) for size in sizes}
+        for what, sizes in (("workloads", (1, 1000)), ("pods", (1, 10)))
+    }
+    results.units = {"vip_match/exact-hit": {1: 0.25, 1000: 0.5}}
+    keep(results, docs)
+    write_documents(SHAPES, docs)
+    page = (docs / PAGE).read_text()
+    assert "| vip_match/exact-hit | 0.25 | 0.50 |" in page
+    unit = GROWTH_UNITS["client_mib"]
+    assert f"| workloads: {unit} | 1.00 |  | 1000.00 |" in page
+    assert f"| pods: {unit} | 1.00 | 10.00 |  |" in page
+    drawn = [path.name for path in docs.glob("performance/openssl-3.5/growth-*.svg")]
+    assert len(drawn) == len(GROWTH_UNITS)
+    assert all(f"(performance/openssl-3.5/{name})" in page for name in drawn)
 
 
 def test_a_page_without_its_marks_is_left_alone(docs: Path) -> None:

@@ -78,6 +78,8 @@ def test_a_lost_shape_is_said_in_the_table_and_in_the_verdict() -> None:
 def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     results = results_of(*rounds_of("ours", 1.5, 2.5))
     results.curves = {10: {"route_pod_us": 1.25}}
+    results.growth = {"pods": {10: {"client_mib": 60.5}}}
+    results.units = {"metrics/write": {1: 2.5}}
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results
 
