@@ -362,6 +362,7 @@ class Tunnel:
     def _on_pong(self, event: happened.PingAcknowledged) -> None:
         if event.payload == DRAIN_PING:
             self._finish_drain()
+        self._reactor.soon(self._records.park)  # else the answer would undo what the question did
 
     def _finish_drain(self) -> None:
         """Say which stream was the last, once: when the peer has answered, or in any case soon."""
@@ -380,7 +381,7 @@ class Tunnel:
         if pulse is Pulse.ASK:
             self.core.ping(PING_PAYLOAD)
             self.flush()
-            self._records.park()
+        self._records.park()  # a busy one pays 10 us for it, and what a peer's ping built goes too
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
 
     def _close_drained(self) -> None:

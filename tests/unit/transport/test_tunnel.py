@@ -259,6 +259,32 @@ async def test_two_live_peers_keep_each_other_alive(quick_ticks, monkeypatch) ->
         await pair.a_stream()
 
 
+def is_parked(tunnel: Tunnel) -> bool:
+    return all(keys.cipher is None for keys in tunnel._records.directions())  # type: ignore[attr-defined]
+
+
+async def test_the_answer_to_a_ping_does_not_undo_parking() -> None:
+    async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
+        await pair.a_stream()
+        assert not is_parked(pair.client)
+        pair.client.core.ping(module.PING_PAYLOAD)
+        pair.client.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        assert is_parked(pair.client)
+        await pair.a_stream()  # it wakes up when it is needed
+
+
+async def test_an_idle_peer_that_was_pinged_parks_at_its_next_tick(
+    quick_ticks, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "PING_SECONDS", 0.005)
+    async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
+        await pair.a_stream()
+        with trio.fail_after(5):
+            while not (is_parked(pair.client) and is_parked(pair.server)):
+                await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_what_came_behind_the_handshake_is_not_lost() -> None:
     ours, theirs = socket_pair()
     client, server = an_established_pair(*CONTEXTS[True])
