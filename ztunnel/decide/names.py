@@ -33,10 +33,13 @@ class Viewpoint:
     cluster_domain: str = "cluster.local"
     preferred_namespace: Namespace | None = None
     ipv6: bool = True
+    search: tuple[str, ...] | None = None  # None: we cannot know
 
     @property
-    def search_domains(self) -> tuple[str, str, str]:
-        """The search list of a pod with the usual `dnsPolicy`, whatever this one's says."""
+    def search_domains(self) -> tuple[str, ...]:
+        """The pod's search list; if we cannot know it, that of the usual `dnsPolicy`."""
+        if self.search is not None:
+            return self.search
         domain = self.cluster_domain
         return f"{self.namespace}.svc.{domain}", f"svc.{domain}", domain
 

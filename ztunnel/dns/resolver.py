@@ -79,6 +79,7 @@ class Naming:
     cluster_domain: str
     preferred_namespace: Namespace | None
     ipv6: bool
+    search: tuple[str, ...] | None = None  # None: we cannot know the pod's
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,7 @@ class Resolver:
             cluster_domain=naming.cluster_domain,
             preferred_namespace=naming.preferred_namespace,
             ipv6=naming.ipv6,
+            search=naming.search,
         )
 
     def _plan(self, query: Query, workload: Workload) -> Plan:

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from ztunnel.dns.meant import Meant
+from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.resolver import Naming, Pending, Resolver, Transport
 from ztunnel.dns.stream import StreamQueries
-from ztunnel.dns.upstream import QUERIES_MAX, Upstream, servers_of
+from ztunnel.dns.upstream import QUERIES_MAX, Upstream
 from ztunnel.linux.conntrack import Conntrack
 from ztunnel.linux.sockopt import original_destination
 from ztunnel.model.identity import Namespace
 from ztunnel.model.network import Endpoint
+from ztunnel.model.settings import ProxyMode
 from ztunnel.telemetry.log import get
 from ztunnel.transport.datagram import DatagramListener, bind_datagram, loopback_has_ipv6
 from ztunnel.transport.listener import Listener
@@ -59,6 +61,7 @@ class DnsSettings:
     preferred_namespace: Namespace | None = None
     ipv6: bool = True
     resolv_conf: Path = RESOLV_CONF
+    is_pods_own: bool = False  # whether resolv.conf is: we are one pod's proxy, inside it
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -69,6 +72,7 @@ class DnsSettings:
             cluster_domain=config.cluster_domain,
             preferred_namespace=Namespace(preferred) if preferred else None,
             ipv6=config.ipv6_enabled,
+            is_pods_own=config.mode is ProxyMode.DEDICATED,
         )
 
 
@@ -87,16 +91,19 @@ class DnsServer:
         settings: DnsSettings,
         rng: random.Random,
     ) -> None:
-        """Serve `client`, whose namespace the node agent vouches for."""
+        """Serve `client`, whose namespace the node agent vouches for; reads resolv.conf."""
         self._sockets = sockets
         self._reactor = reactor
         self._metrics = metrics
         self._settings = settings
+        conf = self._read_resolv_conf()
+        self._fallback = conf.servers
         naming = Naming(
             namespace=namespace,
             cluster_domain=settings.cluster_domain,
             preferred_namespace=settings.preferred_namespace,
             ipv6=settings.ipv6,
+            search=conf.search if settings.is_pods_own else None,
         )
         self.resolver = Resolver(
             client=client, naming=naming, store=store, metrics=metrics, rng=rng,
@@ -138,7 +145,7 @@ class DnsServer:
                 self._bound.append((undo.enter_context(bind_datagram(self._sockets, here)), stream))
                 undo.callback(self._bound.clear)
             undo.pop_all()
-        self._meant = Meant(self._open_conntrack(), self._read_fallback())
+        self._meant = Meant(self._open_conntrack(), self._fallback)
         for address in self.addresses:
             log.info("listener established", address=str(address), component=COMPONENT)
 
@@ -279,13 +286,13 @@ class DnsServer:
             log.warning("original destination of DNS queries is unknown", error=str(error))
             return None
 
-    def _read_fallback(self) -> tuple[Endpoint, ...]:
+    def _read_resolv_conf(self) -> ResolvConf:
         path = self._settings.resolv_conf
         try:
-            return servers_of(path.read_text(encoding="utf-8", errors="replace"))
+            return ResolvConf.parse(path.read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
             log.warning("no resolver to fall back to", path=str(path), error=str(error))
-            return ()
+            return ResolvConf()
 
 
 class _Datagram:

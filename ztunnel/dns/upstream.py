@@ -12,14 +12,14 @@ else is ignored (RFC 5452 s9). By UDP no query costs a task: its answer, or a de
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from ztunnel.dns.ports import Kept, OpenPort, Ports
 from ztunnel.errors import LimitError, UnreachableError
-from ztunnel.model.network import Endpoint, Port, parse_ip
+from ztunnel.model.network import Endpoint
 from ztunnel.transport.datagram import dial_resolver
 from ztunnel.wire import dns
 from ztunnel.wire.dns import MessageSplitter, Query, RecordType
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ztunnel.transport.reactor import Deadline, Reactor
     from ztunnel.transport.sockets import SocketFactory
 
-DNS_PORT = Port(53)
-_V4 = 4
 # A lost datagram is sent again after two seconds. Together they end before the five seconds after
 # which glibc would ask again itself, so that it hears of the failure and tries its next server;
 # the reactor may be a quarter of a second late, twice.
@@ -313,20 +311,3 @@ async def _deliver(stream: trio.SocketStream, number: int, query: Query, deliver
     if scope.cancelled_caught and not delivered:
         raise trio.TooSlowError
     return delivered
-
-
-def servers_of(resolv_conf: str) -> tuple[Endpoint, ...]:
-    """Read the `nameserver` lines of a resolv.conf(5).
-
-    Addresses of a link are left out: it is another one where the pod is.
-    """
-    found = []
-    for line in resolv_conf.splitlines():
-        keyword, *words = line.split() or [""]
-        if keyword == "nameserver" and words:
-            # A wrong line is ignored, as resolvers do.
-            with suppress(ValueError):
-                ip = parse_ip(words[0])
-                if ip.version == _V4 or not ip.is_link_local:
-                    found.append(Endpoint(ip, DNS_PORT))
-    return tuple(found)

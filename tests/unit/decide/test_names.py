@@ -145,6 +145,22 @@ def test_the_cluster_domain_is_the_operators() -> None:
     assert addresses_of("cart.ns1", store) is None
 
 
+@pytest.mark.parametrize(
+    ("search", "name", "addresses"),
+    [
+        (("corp.example",), "cart.ns2.corp.example", ["10.0.0.2"]),
+        (("corp.example",), "api.example.com.corp.example", ["10.0.0.3"]),
+        (("corp.example",), "cart.ns2.ns1.svc.cluster.local", None),
+        (("corp.example",), "cart.ns1.svc.cluster.local", ["10.0.0.1"]),
+        ((), "cart.ns2.cluster.local", None),
+    ],
+)
+def test_a_search_list_that_is_known_takes_the_place_of_the_usual_one(
+    search: tuple[str, ...], name: str, addresses: list[str] | None
+) -> None:
+    assert addresses_of(name, TABLE, view=a_view(search=search)) == addresses
+
+
 HOST = "shared.example.com"
 
 

@@ -19,9 +19,10 @@ from ztunnel.config import Config
 from ztunnel.dns import server as module
 from ztunnel.dns.meant import Meant
 from ztunnel.dns.resolver import Forwarded
-from ztunnel.dns.server import DnsServer, DnsSettings
+from ztunnel.dns.server import DnsSettings
 from ztunnel.errors import ConfigError
 from ztunnel.model.network import Endpoint
+from ztunnel.model.settings import ProxyMode
 from ztunnel.wire.dns import framed
 
 STORE = a_store(a_service(vips=["10.0.0.1"]))
@@ -116,7 +117,7 @@ async def test_what_was_sent_to_us_by_name_goes_to_our_own_resolver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     async with a_resolver(lambda data, _: [answered(data, RECORD)]) as resolver:
-        monkeypatch.setattr("ztunnel.dns.upstream.DNS_PORT", resolver.endpoint.port)
+        monkeypatch.setattr("ztunnel.dns.resolv_conf.DNS_PORT", resolver.endpoint.port)
         conf = tmp_path / "resolv.conf"
         conf.write_text(f"nameserver {resolver.endpoint.ip}\n")
         async with a_dns_server(STORE, resolv_conf=conf) as served:
@@ -379,4 +380,21 @@ def test_settings_come_from_the_configuration() -> None:
     assert settings.preferred_namespace == "liked"
     assert not settings.ipv6
     assert DnsSettings.of(Config()).preferred_namespace is None
-    assert DnsServer is not None
+    assert not settings.is_pods_own
+    assert DnsSettings.of(Config(mode=ProxyMode.DEDICATED)).is_pods_own
+
+
+@pytest.mark.parametrize("is_pods_own", [False, True])
+async def test_a_search_list_counts_if_it_is_the_pods_own(
+    tmp_path: Path, *, is_pods_own: bool
+) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("search corp.example\n")
+    async with a_dns_server(STORE, resolv_conf=conf, is_pods_own=is_pods_own) as served:
+        for name, is_searched in [
+            ("cart.shop.corp.example", is_pods_own),
+            ("cart.shop.shop.svc.cluster.local", not is_pods_own),
+        ]:
+            reply = await an_asker(served).asks(a_query(name))
+            owners = [f"{name}.", "cart.shop."] if is_searched else []
+            assert [str(rrset.name) for rrset in reply.answer] == owners

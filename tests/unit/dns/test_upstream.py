@@ -20,7 +20,7 @@ from tests.support.dns_asking import (
 from tests.support.resolvers import a_resolver, answered, silence
 from tests.support.tunnels import open_descriptors
 from ztunnel.dns import ports, upstream
-from ztunnel.dns.upstream import WAITS_SECONDS, servers_of
+from ztunnel.dns.upstream import WAITS_SECONDS
 from ztunnel.errors import LimitError, UnreachableError
 from ztunnel.model.network import Endpoint
 from ztunnel.wire import dns as wire
@@ -200,24 +200,3 @@ async def test_places_are_given_back_and_idle_servers_forgotten(
         assert asking.ports_kept == 0
         await begin(asking, other.endpoint).answer()
         assert list(asking._servers) == [other.endpoint]
-
-
-def test_resolv_conf_is_read_as_resolvers_do() -> None:
-    text = """
-# comment
-search example.org
-nameserver 192.0.2.1
-nameserver\t2001:db8::1
-  nameserver 192.0.2.2 # trailing
-nameserver fe80::1%eth0
-nameserver 169.254.20.10
-nameserver nonsense
-nameserver
-options ndots:5
-"""
-    assert [str(server) for server in servers_of(text)] == [
-        "192.0.2.1:53",
-        "[2001:db8::1]:53",
-        "192.0.2.2:53",
-        "169.254.20.10:53",
-    ]
