@@ -20,6 +20,7 @@ from ztunnel.state.workloads import Workloads
 
 _REVERSE_V4, _REVERSE_V6 = ".in-addr.arpa", ".ip6.arpa"
 _OCTETS, _NIBBLES = 4, 32
+LABEL_CHARS_MAX = 63  # a pod's name may be longer
 _V4 = 4
 _FORBIDDEN = {4: IpFamilies.IPV6_ONLY, 6: IpFamilies.IPV4_ONLY}
 
@@ -173,7 +174,7 @@ def reversed_address(name: str) -> IpAddress | None:
 
 def label_of(workload: Workload) -> str:
     """Name a pod below its service: by its name, or its address if the name is no label."""
-    if workload.name and "." not in workload.name:
+    if workload.name and "." not in workload.name and len(workload.name) <= LABEL_CHARS_MAX:
         return workload.name.lower()
     return _dashed(workload.ips[0]) if workload.ips else ""
 

@@ -34,11 +34,12 @@ def test_a_headless_service_is_where_its_pods_are(name: str) -> None:
 
 def test_pods_are_called_as_their_names_can_be_asked_for() -> None:
     dotted = a_pod("node.pod", "10.1.0.3", of=HEADLESS)
+    lengthy = a_pod("x" * 64, "10.1.0.5", of=HEADLESS)
     far = a_pod("far", "10.1.0.4", of=HEADLESS, network="far")
     nameless = a_workload("", ns="ns1", ips=[], services={f"ns1/{HEADLESS}": {80: 1}}, uid="x")
-    store = a_headless_store(dotted, far, nameless)
-    third = (f"10-1-0-3.{HEADLESS}", 8080, ["10.1.0.3"])
-    assert targets_of("web", store) == [*WEB, third]
+    store = a_headless_store(dotted, lengthy, far, nameless)
+    by_address = [(f"10-1-0-{n}.{HEADLESS}", 8080, [f"10.1.0.{n}"]) for n in (3, 5)]
+    assert targets_of("web", store) == [*WEB, *by_address]
     for host, _, addresses in targets_of("web", store) or []:
         found = names.find(host, a_view(), store.services)
         assert found is not None
