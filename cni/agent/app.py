@@ -5,7 +5,8 @@ is put right, all pods that run are looked for once, and the pods that were enro
 remembered, so that the first node proxy to connect gets all of them and stops none. Only then the
 sockets for proxies and plugin exist. From there on pods are looked at whenever something changes,
 when a proxy comes or goes, and now and then. On SIGTERM everything is left as it is: pods go on
-being served and protected, and new ones wait for the next agent.
+being served and protected, and new ones wait for the next agent. Unless there will be none, because
+Kubernetes says that the agent is uninstalled.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from ztunnel.linux.netns import PodNetns
 from ztunnel.model.workload import PodUid
 from ztunnel.wire.zds import PodInfo
 
+RELEASE_SECONDS = 10.0  # all that is done at the end must fit into kubelet's 30
 HOST_RETRY_SECONDS = 2.0  # as the reference, which gives up after ten times
 KUBERNETES, HOST_RULES, FIRST_LOOK, NODE_PROXY, PLUGIN = (
     "Kubernetes",
@@ -170,11 +172,25 @@ class Agent:
             self.reconciler.close()
             self.proxies.close()
 
-    async def farewell(self) -> None:
-        """After `run`: if no agent will follow, take plugin and probe rule away.
+    async def release(self) -> None:
+        """While it still runs: if no agent will follow, take the pods out, should that be chosen.
 
-        Pods that are in the mesh stay so, as with the reference: take the labels away before.
+        Otherwise they stay as they are, as with the reference: take the labels away before.
         """
+        if not self.config.releases_pods or self._install is None or KUBERNETES in self.waiting_for:
+            return
+        if not await self._install.is_uninstalled():
+            return
+        pods = len(self.reconciler.enrolments)
+        with trio.move_on_after(RELEASE_SECONDS):
+            await self.reconciler.release_all()
+        left = sorted(self.reconciler.enrolments)
+        if left:
+            log.error("pods stay redirected, and nobody will serve them", uids=", ".join(left))
+        log.info("uninstalled", released=pods - len(left))
+
+    async def farewell(self) -> None:
+        """After `run`: if no agent will follow, take plugin and probe rule away."""
         if self._install is None or not await self._install.farewell():
             return
         try:
@@ -246,7 +262,13 @@ class Agent:
         self._done(KUBERNETES)
 
     async def _ensure_host(self) -> None:
-        """Write the probe rule, however long it takes: without it pods fail their probes."""
+        """Write the probe rule, however long it takes: without it pods fail their probes.
+
+        Those that were enrolled before stay exempt, also while there is no proxy to serve them.
+        """
+        for pod in self.view.pods:
+            if pod.status == Redirection.ENABLED and not pod.is_over:
+                self._probes.remember(pod.uid, pod.ips)
         if self._probes.plan is not None:
             self._probes.plan = await self._host_plan()
         while True:

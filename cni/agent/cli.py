@@ -92,7 +92,7 @@ def version(words: Sequence[str], env: Mapping[str, str]) -> int:  # noqa: ARG00
 
 
 def run(words: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run the agent until SIGTERM or SIGINT; pods stay as they are."""
+    """Run the agent until SIGTERM or SIGINT."""
     # The reference's flags are accepted; levels come from RUST_LOG as with the node proxy.
     if unknown := [word for word in words if not word.startswith("--log")]:
         return refuse("run", unknown)
@@ -161,6 +161,7 @@ async def _run(config: AgentConfig, host: PodNetns, env: Mapping[str, str] | Non
             nursery.start_soon(logs.PIPELINE.writer.run)
             nursery.start_soon(agent.run)
             await anext(aiter(signals))
+            await agent.release()
             nursery.cancel_scope.cancel(reason="asked to stop")
         await agent.farewell()
 

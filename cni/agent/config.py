@@ -10,7 +10,8 @@ proxy, see `overrides.ProbeStrategy`; NODE_ADDRESSES for `node-address`, beside 
 knows; PROBE_OWNER (kubelet) whose processes on the host may probe: `kubelet`, `any` or a uid;
 KEEP_ESTABLISHED (false) do not reset the connections of a running pod that is enrolled;
 RECONCILE_INTERVAL (60s); READY_NEEDS_PROXY (false); HOST_ROOT (/host) where the host's files are
-mounted; TOKEN_FILE; HEALTH_PORT (8000); INSTALL (true) the plugin; CRI_SOCKET the container
+mounted; TOKEN_FILE; HEALTH_PORT (8000); INSTALL (true) the plugin; RELEASE_ON_UNINSTALL (false)
+take this node's pods out of the mesh when the agent's DaemonSet goes; CRI_SOCKET the container
 runtime's socket as the agent sees it, or `none`; unset, the places where runtimes have it are
 looked at below HOST_ROOT.
 """
@@ -59,6 +60,7 @@ class AgentConfig:
     reconcile_seconds: float = 60.0
     ready_needs_proxy: bool = False
     installs: bool = True  # the plugin
+    releases_pods: bool = False  # when no agent will follow
     agent_namespace: str = ""
     health_port: int = 8000
     monitoring_port: int = 15014
@@ -93,6 +95,7 @@ class AgentConfig:
             reconcile_seconds=get("ZTUNNEL_CNI_RECONCILE_INTERVAL", _interval, "60s"),
             ready_needs_proxy=get("ZTUNNEL_CNI_READY_NEEDS_PROXY", parse_bool, "false"),
             installs=get("ZTUNNEL_CNI_INSTALL", parse_bool, "true"),
+            releases_pods=get("ZTUNNEL_CNI_RELEASE_ON_UNINSTALL", parse_bool, "false"),
             agent_namespace=get("POD_NAMESPACE", str, ""),
             health_port=get("ZTUNNEL_CNI_HEALTH_PORT", parse_port, "8000"),
             monitoring_port=get("MONITORING_PORT", parse_port, "15014"),

@@ -30,7 +30,8 @@ from cni.install.shutdown import (
 
 DAEMONSET = "istio-cni-node"  # the reference's name; the plugin knows the agent's pods by it
 UNAUTHORIZED = 401
-FAREWELL_SECONDS = 20.0  # kubelet kills after 30
+QUESTION_SECONDS = 2.0
+FAREWELL_SECONDS = 15.0  # kubelet kills after 30
 
 log = structlog.get_logger(component="install")
 
@@ -105,6 +106,13 @@ class NodeInstall:
     async def run(self) -> None:
         """Install, watch and repair, until cancelled."""
         await self._installer.run()
+
+    async def is_uninstalled(self) -> bool:
+        """Whether Kubernetes says that no agent will follow on this node."""
+        answer = Answer.UNKNOWN
+        with trio.move_on_after(QUESTION_SECONDS):
+            answer = await self._questions.ask()
+        return answer in (Answer.GOING, Answer.NOT_HERE)
 
     async def farewell(self) -> bool:
         """Decide whether the plugin goes along, and take it away if so; whether it did.

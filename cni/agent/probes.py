@@ -39,6 +39,10 @@ class ProbeSets:
         self._limiter = trio.CapacityLimiter(1)
         self._metrics = metrics
 
+    def remember(self, uid: PodUid, ips: Iterable[IpAddress]) -> None:
+        """Go on with what an earlier agent exempted; for before the first `ensure`."""
+        self._owners.update(dict.fromkeys(ips, uid))
+
     async def put(self, uid: PodUid, ips: Iterable[IpAddress]) -> None:
         """Exempt these addresses, and none else of this pod.
 

@@ -9,7 +9,7 @@ and keeps pods from waiting for each other.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -135,6 +135,14 @@ class Reconciler:
                 offer.close()
         if offer.error is not None:
             raise offer.error
+
+    async def release_all(self) -> None:
+        """Take all pods out of the mesh, and let none in any more; returns when that is done."""
+        self._eligibility = replace(self._eligibility, enablements=())
+        self.mark_all()
+        while self.enrolments:
+            await self._finished.wait()
+        await self.wait_idle()
 
     async def run(self) -> None:
         """Look at what is marked, until cancelled."""

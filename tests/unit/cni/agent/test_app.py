@@ -17,12 +17,13 @@ from cni.agent.overrides import ProbeStrategy, Redirecting
 from cni.agent.pod_netns import NodeView
 from cni.redirect.apply import apply_redirect, read_stamp
 from cni.redirect.errors import RedirectError
-from cni.redirect.host import HostPlan, inspect_host, read_members
+from cni.redirect.host import HostPlan, change_members, inspect_host, read_members
 from cni.redirect.plan import RedirectPlan
 from tests.support.kube import FakeKube, FakeProc, a_pod, eventually, running
 from tests.support.namespaces import listen, needs_root
 from tests.support.zds import ScriptedProxy
 from ztunnel.devmesh.cluster import Cluster, Pod
+from ztunnel.model.network import parse_ip
 from ztunnel.wire.zds import Add, Keep
 
 pytestmark = [pytest.mark.netns, needs_root]
@@ -127,6 +128,17 @@ async def test_pods_enrolled_before_are_in_the_first_snapshot(scene: Scene) -> N
                 Keep: "lost",
             }  # type: ignore[union-attr]
             assert proxy.namespaces == {UID: scene.pod.netns.id}
+
+
+async def test_what_an_earlier_agent_exempted_stays_so_without_a_proxy(scene: Scene) -> None:
+    scene.kube.put(a_pod(uid=UID, ip="10.1.0.1", annotations=ENABLED))
+    scene.proc.add(UID, scene.pod.netns)
+    async with scene.running():
+        assert read_members(scene.node.netns) == {parse_ip("10.1.0.1"): UID}
+    change_members(scene.node.netns, {parse_ip("10.1.0.7"): "gone"}, [])
+    async with scene.running() as agent:
+        await until_ready(agent)
+        assert read_members(scene.node.netns) == {parse_ip("10.1.0.1"): UID}
 
 
 async def test_rules_an_agent_left_in_a_pod_nobody_wants_are_taken_away(scene: Scene) -> None:

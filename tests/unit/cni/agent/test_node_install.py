@@ -115,6 +115,15 @@ async def test_without_a_successor_it_goes(files: Files, daemonset: object) -> N
     assert files.steps == ["uninstall"]
 
 
+@pytest.mark.parametrize(
+    ("daemonset", "wanted"), [(404, True), (WANTED, False), (401, False), (None, False)]
+)
+async def test_only_kubernetes_can_say_that_the_agent_is_uninstalled(
+    files: Files, daemonset: object, *, wanted: bool
+) -> None:
+    assert await an_install(files, daemonset).is_uninstalled() is wanted
+
+
 async def test_switched_off_it_goes_without_asking(files: Files) -> None:
     assert await an_install(files, WANTED, ambient_enabled=False).farewell()
 

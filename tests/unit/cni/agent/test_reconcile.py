@@ -76,6 +76,23 @@ async def test_the_namespaces_label_takes_pods_in_and_out(world: World) -> None:
     agent.reconciler.close()
 
 
+async def test_all_pods_can_be_taken_out_for_good(world: World) -> None:
+    world.add_pod(a_kube_pod())
+    agent = Agent(world)
+    await agent.start()
+    await agent.settle()
+    assert world.is_enrolled()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.reconciler.run)
+        await agent.reconciler.release_all()
+        assert world.is_untouched()
+        world.pods[A] = replace(world.pods[A], labels={"x": "y"})
+        agent.learn()
+        await agent.reconciler.wait_idle()
+        nursery.cancel_scope.cancel()
+    assert world.is_untouched()
+
+
 async def test_a_changed_annotation_changes_the_rules_at_once(world: World) -> None:
     world.add_pod(a_kube_pod())
     agent = Agent(world)
