@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,19 +15,21 @@ import grpc
 
 from cni.redirect.apply import inspect_redirect
 from cni.redirect.host import read_members
-from cni.redirect.plan import RedirectPlan
+from cni.redirect.plan import PROBE_SOURCES, RedirectPlan
 from tests.support.cri import wait_until
 from tests.support.cri_generations import GENERATIONS
-from tests.support.cri_node import AppPod, CriNode, inodes_held
+from tests.support.cri_node import APP, AppPod, CriNode, inodes_held
 from tests.support.cri_world import Traffic, World, descriptors_of, running_world
-from tests.support.namespaces import needs_root
+from tests.support.namespaces import connect, needs_root
 from ztunnel.linux.netns import PodNetns
 from ztunnel.model.network import parse_ip
 
 pytestmark = [
     pytest.mark.cri,
     pytest.mark.netns,
-    pytest.mark.requires_program("containerd", "runc", "nsenter", "ip", "nft", "/usr/lib/cni/ptp"),
+    pytest.mark.requires_program(
+        "containerd", "runc", "nsenter", "ip", "nft", "ss", "/usr/lib/cni/ptp"
+    ),
     pytest.mark.timeout(180),
     needs_root,
 ]
@@ -48,13 +51,14 @@ def world(whole_world: World) -> Iterator[World]:
     whole_world.forget_all()
 
 
-def identities(source: AppPod, target: AppPod) -> list[str]:
+def identities(source: AppPod, target: AppPod, *, family: int = 0) -> list[str]:
     """What a line of the access log says of a call."""
+    form = ("{}", "[{}]")[family]
     return [
         "connection complete",
-        f"src.addr={source.pod.ip}:",
+        f"src.addr={form.format(source.pod.ips[family])}:",
         f'src.identity="{IDENTITY}/{source.name}"',
-        f"dst.hbone_addr={target.pod.ip}:8080",
+        f"dst.hbone_addr={form.format(target.pod.ips[family])}:8080",
         f'dst.identity="{IDENTITY}/{target.name}"',
     ]
 
@@ -77,13 +81,11 @@ def test_pods_talk_through_the_proxy_from_their_first_packet(world: World, place
     node: CriNode = getattr(world, place)
     client = world.pod(node, f"client-{place}")
     # As an init container, which is the first in the sandbox, and as the container after it.
-    assert world.say_hello(client, world.server) == (0, "hello")
-    assert world.say_hello(client, world.server) == (0, "hello")
-    wanted = identities(client, world.server)
-    outbound = ('direction="outbound"', f"src.addr={client.pod.ip}:")
-    wait_until(lambda: len(node.proxy_lines(*outbound)) == 2, "both calls in the log")
-    assert all(part in line for line in node.proxy_lines(*outbound) for part in wanted)
-    world.b.wait_proxy_line('direction="inbound"', *wanted)
+    for family in (0, 1):
+        assert world.say_hello(client, world.server, family=family) == (0, "hello")
+        wanted = identities(client, world.server, family=family)
+        node.wait_proxy_line('direction="outbound"', *wanted)
+        world.b.wait_proxy_line('direction="inbound"', *wanted)
     assert world.bare_connections() == bare
     assert world.status(client) == "enabled"
 
@@ -141,6 +143,38 @@ def test_a_label_takes_running_pods_out_and_in_again_under_traffic(world: World)
         assert all(map(is_redirected, pods))
 
 
+def test_kubelets_probes_need_no_proxy_and_nobody_else_gets_past_it(world: World) -> None:
+    node, app = world.a, world.pod(world.a, "probed")
+    world.serve(app)
+    node.stop_proxy()
+    try:
+        for ip, disguise in zip(app.pod.ips, PROBE_SOURCES, strict=True):
+            with connect(node.netns, ip, APP) as probe:
+                probe.sendall(b"alive?")
+                assert probe.recv(16) == b"alive?"
+                inside = ("nsenter", f"--net={app.pod.netns}", "ss", "-tnH")
+                assert str(disguise) in subprocess.check_output(inside, text=True)
+            with pytest.raises(OSError, match="refused"):
+                connect(world.b.netns, ip, APP).close()
+    finally:
+        node.start_proxy()
+        node.wait_proxy()
+
+
+def test_a_runtime_that_restarts_disturbs_nobody(world: World) -> None:
+    node, client, bare = world.a, world.pod(world.a, "client"), world.bare_connections()
+    with Traffic(client, world.server) as traffic, world.call(client, world.server) as call:
+        node.restart_runtime()
+        late = world.pod(node, "late")
+        assert world.say_hello(late, world.server) == (0, "hello")
+        traffic.more()
+        assert call.is_answered()
+    assert traffic.failures == []
+    assert {world.status(client), world.status(late)} == {"enabled"}
+    assert is_redirected(late)
+    assert world.bare_connections() == bare
+
+
 def test_a_running_pod_is_found_by_the_runtime_if_its_processes_do_not_say_whose_they_are(
     world: World,
 ) -> None:
@@ -191,6 +225,37 @@ def test_while_an_agent_is_dead_pods_stay_captured_and_new_ones_wait(world: Worl
     assert world.bare_connections() == bare
 
 
+def test_an_agent_that_is_uninstalled_leaves_nothing_if_asked_to(world: World) -> None:
+    node, client = world.a, world.pod(world.a, "client")
+    node.stop_agent()
+    node.settings["ZTUNNEL_CNI_RELEASE_ON_UNINSTALL"] = "true"
+    node.start_agent()
+    node.wait_agent()
+    try:
+        world.outside.do(lambda api: api.uninstall(is_gone=True))
+        node.stop_agent()
+        assert world.status(client) is None
+        assert not is_redirected(client)
+        assert node.chain() == node.containerd.primary(*node.subnets)
+        assert not [path for path in (node.folder / "bin").iterdir() if not path.is_symlink()]
+        assert list(node.run_dir.iterdir()) == [node.run_dir / "istio-cni.log"]
+        assert list(node.zds_dir.iterdir()) == []
+        tables = [one for one in node.nft("-j", "list", "tables")["nftables"] if "table" in one]
+        assert {one["table"]["name"] for one in tables} == {"watch"}
+        # Pods start without an agent, and all calls go in the clear.
+        node.containerd.wait_for_chain("ptp")
+        bare, late = world.bare_connections(), world.pod(node, "late")
+        for app in (client, late):
+            assert world.say_hello(app, world.server) == (0, "hello")
+        assert world.bare_connections() >= bare + 4  # each node sees both
+    finally:
+        world.outside.do(lambda api: api.uninstall(is_gone=False))
+        node.settings.clear()
+        node.start_agent()
+        node.wait_agent()
+    wait_until(lambda: {world.status(client), world.status(late)} == {"enabled"}, "capture")
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_while_the_proxy_is_replaced_nothing_gets_through(
     world: World, how: signal.Signals
@@ -218,7 +283,7 @@ def test_after_a_power_failure_no_pod_starts_before_it_is_captured(world: World)
     old = client.pod
     chain = node.chain()
     node.lose_power([old])
-    world.outside.do(lambda api: api.report("client", None))
+    world.outside.do(lambda api: api.report("client"))
     node.boot()
     world.connect_nodes()
     bare = world.bare_connections()

@@ -59,12 +59,16 @@ state = "{0}/state"
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A sandbox that the runtime has made."""
+    """A sandbox that the runtime has made; `ips` are in the order of the chain's subnets."""
 
     id: str
     uid: str
-    ip: str
+    ips: tuple[str, ...]
     netns: str
+
+    @property
+    def ip(self) -> str:
+        return self.ips[0]
 
 
 class Containerd:
@@ -130,7 +134,9 @@ class Containerd:
         self._configs[sandbox] = config
         spaces = json.loads(status.info["info"])["runtimeSpec"]["linux"]["namespaces"]
         paths = (space.get("path", "") for space in spaces if space["type"] == "network")
-        return Pod(sandbox, uid, status.status.network.ip, next(paths, ""))
+        network = status.status.network
+        ips = network.ip, *(more.ip for more in network.additional_ips)
+        return Pod(sandbox, uid, ips, next(paths, ""))
 
     def start(self, pod: Pod, *command: str, **more: Any) -> str:
         """Start a container of the pod and give its id; `more` are fields of `ContainerConfig`."""
@@ -220,6 +226,14 @@ class Containerd:
         answer = self._runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS)
         return [item.id for item in answer.items]
 
+    def wait_ready(self) -> None:
+        """Wait until it answers, and make sure that it is the one we mean."""
+        asked = self._runtime.Version(
+            cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True
+        )
+        major = int(asked.runtime_version.lstrip("v").partition(".")[0])
+        assert major == self.generation.major or self.generation.major is None
+
     def network_is_ready(self) -> bool:
         """Whether the runtime says that pods can have a network."""
         answer = self._runtime.Status(cri.StatusRequest(), timeout=CALL_SECONDS)
@@ -245,7 +259,7 @@ class Containerd:
         """Remove the pods that are left."""
         for sandbox in self.pods():
             with suppress(grpc.RpcError):  # Whoever looks at the folder afterwards sees it.
-                self.remove(Pod(sandbox, "", "", ""))
+                self.remove(Pod(sandbox, "", (), ""))
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -301,10 +315,8 @@ def connected_containerd(folder: Path, generation: Generation) -> Iterator[Conta
     with grpc.insecure_channel(f"unix://{folder / SOCKET}") as to:
         stub: Any = api_pb2_grpc.RuntimeServiceStub  # not typed, if there at all
         runtime = stub(to)
-        asked = runtime.Version(cri.VersionRequest(), timeout=START_SECONDS, wait_for_ready=True)
-        major = int(asked.runtime_version.lstrip("v").partition(".")[0])
-        assert major == generation.major or generation.major is None
         containerd = Containerd(folder, runtime, generation)
+        containerd.wait_ready()
         try:
             yield containerd
         finally:

@@ -38,9 +38,13 @@ _NODES = "/api/v1/nodes/"
 
 
 class Api(FakeKube):
-    """The API server; `changed` is called after each change. It wants an agent on every node."""
+    """The API server; `changed` is called after each change.
+
+    `wants_agents`: on every node, by a DaemonSet; else there is none.
+    """
 
     changed: Callable[[], None] = staticmethod(lambda: None)
+    wants_agents = True
 
     def put(self, *objects: dict[str, Any]) -> None:
         super().put(*objects)
@@ -50,12 +54,16 @@ class Api(FakeKube):
         super().remove(name, ns)
         self.changed()
 
-    def report(self, name: str, ip: str | None) -> None:
-        """Do as kubelet does once a pod has an address, or none any more."""
+    def report(self, name: str, *ips: str) -> None:
+        """Do as kubelet does once a pod has addresses, or none any more."""
         pod = self.pod(name)
-        ips = {"podIP": ip, "podIPs": [{"ip": ip}]} if ip else {}
-        pod["status"] = {"phase": "Running" if ip else "Pending", **ips}
+        shown = {"podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]} if ips else {}
+        pod["status"] = {"phase": "Running" if ips else "Pending", **shown}
         self.put(pod)
+
+    def uninstall(self, is_gone: bool) -> None:
+        """Delete the agents' DaemonSet, or put it back."""
+        self.wants_agents = not is_gone
 
     def set_mode(self, name: str, mode: str | None) -> None:
         """Put a label on a pod that says whether it is in the mesh, or take it off."""
@@ -69,17 +77,19 @@ class Api(FakeKube):
             a_workload(
                 pod["metadata"]["name"],
                 sa=pod["spec"]["serviceAccountName"],
-                ips=[pod["status"]["podIP"]],
+                ips=[one["ip"] for one in pod["status"]["podIPs"]],
                 node=pod["spec"]["nodeName"],
                 protocol=TunnelProtocol.HBONE if is_captured(pod) else TunnelProtocol.NONE,
             )
             for pod in self.objects["pods"].values()
-            if "podIP" in pod["status"]
+            if "podIPs" in pod["status"]
         ]
 
     async def _answer(self, exchange: Any, head: h11.Request, body: bytes) -> None:
         target = head.target.decode()
-        if target.startswith(_DAEMONSET):
+        if target.startswith(_DAEMONSET) and not self.wants_agents:
+            await exchange.send(404, {"message": "not found"})
+        elif target.startswith(_DAEMONSET):
             await exchange.send(200, {"metadata": {}, "spec": {"template": {"spec": {}}}})
         elif target.startswith(_NODES):
             await exchange.send(200, {"metadata": {"name": target.removeprefix(_NODES)}})

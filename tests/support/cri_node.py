@@ -65,17 +65,23 @@ class CriNode:
     """
 
     def __init__(
-        self, name: str, folder: Path, subnet: str, outside: Outside, generation: Generation
+        self,
+        name: str,
+        folder: Path,
+        subnets: tuple[str, ...],
+        outside: Outside,
+        generation: Generation,
     ) -> None:
         self.tells = False
         self.settings: dict[str, str] = {}  # more of the agent's, from its next start on
         self.name = name
         self.folder = folder
         self.generation = generation
-        self.subnet = subnet
+        self.subnets = subnets
         self.netns_name = folder.name
         self._outside = outside
         self._power = ExitStack()
+        self._running = ExitStack()  # the runtime
         self._boots = 0
         self.containerd: Containerd
         self.netns: PodNetns
@@ -100,15 +106,32 @@ class CriNode:
             self.run_dir.mkdir(parents=True)
             self.zds_dir.mkdir()
             place = self.folder, self.generation
-            self._runtime = stack.enter_context(containerd_process(*place))
+            stack.callback(self._stop_runtime)
+            self._start_runtime()
             self.containerd = stack.enter_context(connected_containerd(*place))
             if self._boots == 1:
                 import_image(*place)
                 (self.containerd.confs / CHAIN_NAME).write_bytes(
-                    self.containerd.primary(self.subnet)
+                    self.containerd.primary(*self.subnets)
                 )
             stack.callback(self.stop_proxy)
             self._power = stack.pop_all()
+
+    def _start_runtime(self) -> None:
+        process = containerd_process(self.folder, self.generation)
+        self._runtime = self._running.enter_context(process)
+
+    def _stop_runtime(self) -> None:
+        self._running.close()
+
+    def restart_runtime(self) -> None:
+        """Kill the runtime and start it again; pods live on."""
+        assert self._runtime is not None
+        self._runtime.kill()
+        self._stop_runtime()
+        self._start_runtime()
+        self.containerd.wait_ready()
+        self.containerd.wait_for_chain("ptp", "istio-cni")
 
     def shut_down(self) -> None:
         """Stop all in good order."""
@@ -280,7 +303,7 @@ class CriNode:
         pod = app.sandbox = self.containerd.run_pod(
             app.name, namespace="shop", uid=app.uid, group=group
         )
-        self._outside.do(lambda api: api.report(app.name, pod.ip))
+        self._outside.do(lambda api: api.report(app.name, *pod.ips))
         return pod
 
     def delete(self, app: AppPod) -> None:
@@ -301,12 +324,17 @@ def join(node: CriNode, other: CriNode) -> None:
     """Lay a cable between two nodes, with routes to each other's pods."""
     run("ip", "link", "add", "peer", "netns", node.netns_name,
         "type", "veth", "peer", "name", "peer", "netns", other.netns_name)  # fmt: skip
-    pairs = ((node, "10.240.0.1", other), (other, "10.240.0.2", node))
-    for here, address, _ in pairs:
-        here.ip("address", "add", f"{address}/24", "dev", "peer")
+    pairs = (
+        (node, ("10.240.0.1/24", "fd00:240::1/64"), other),
+        (other, ("10.240.0.2/24", "fd00:240::2/64"), node),
+    )
+    for here, addresses, _ in pairs:
+        for address in addresses:
+            here.ip("address", "add", address, "dev", "peer", "nodad")
         here.ip("link", "set", "peer", "up")
-    for (here, _, there), (_, gateway, _) in zip(pairs, reversed(pairs), strict=True):
-        here.ip("route", "add", there.subnet, "via", gateway)
+    for (here, _, there), (_, gateways, _) in zip(pairs, reversed(pairs), strict=True):
+        for subnet, gateway in zip(there.subnets, gateways, strict=True):
+            here.ip("route", "add", subnet, "via", gateway.partition("/")[0])
 
 
 def _lives(folder: Path) -> bool:
@@ -324,12 +352,12 @@ def inodes_held(pid: int) -> set[int]:
 
 @contextmanager
 def running_node(
-    name: str, subnet: str, outside: Outside, generation: Generation
+    name: str, subnets: tuple[str, ...], outside: Outside, generation: Generation
 ) -> Iterator[CriNode]:
     """Have a node that is switched on; on failure print what agent and proxy said."""
     with containerd_folder(generation) as folder:
         (folder / "logs").mkdir()
-        node = CriNode(name, folder, subnet, outside, generation)
+        node = CriNode(name, folder, subnets, outside, generation)
         node.boot()
         try:
             yield node

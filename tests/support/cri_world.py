@@ -94,9 +94,9 @@ class World:
         for node in (self.a, self.b):
             wait_until(partial(node.sees_captured, app.pod.ip), "the control plane")
 
-    def say_hello(self, app: AppPod, target: AppPod) -> tuple[int, str]:
+    def say_hello(self, app: AppPod, target: AppPod, *, family: int = 0) -> tuple[int, str]:
         """Run a container that calls another pod at once and ends; its exit status and answer."""
-        call = f"/bin/busybox nc -w 10 {target.pod.ip} {APP}"
+        call = f"/bin/busybox nc -w 10 {target.pod.ips[family]} {APP}"
         words = ("/bin/busybox", "sh", "-c", f"/bin/busybox echo hello | {call}")
         runtime = app.node.containerd
         return runtime.wait_exit(runtime.start(app.pod, *words))
@@ -219,8 +219,11 @@ def running_world(generation: Generation) -> Iterator[World]:
         outside = stack.enter_context(Outside())
         outside.do(lambda api: api.label("shop", "ambient"))
         nodes = [
-            stack.enter_context(running_node(name, subnet, outside, generation))
-            for name, subnet in (("node-a", "10.233.1.0/24"), ("node-b", "10.233.2.0/24"))
+            stack.enter_context(running_node(name, subnets, outside, generation))
+            for name, subnets in (
+                ("node-a", ("10.233.1.0/24", "fd00:233:1::/64")),
+                ("node-b", ("10.233.2.0/24", "fd00:233:2::/64")),
+            )
         ]
         world = World(outside, *nodes)
         world.connect_nodes()
