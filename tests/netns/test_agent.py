@@ -19,14 +19,10 @@ from cni.redirect.apply import inspect_redirect, read_stamp, remove_redirect
 from cni.redirect.host import read_members
 from cni.redirect.plan import RedirectPlan
 from tests.support import peers
-from tests.support.agent_scene import APP, IPS, Scene, uid_of
-from tests.support.kube import FakeKube, FakeProc, a_namespace, a_pod, eventually, running
+from tests.support.agent_scene import IPS, Scene, agent_scene, uid_of
+from tests.support.kube import a_namespace, a_pod, eventually
 from tests.support.namespaces import needs_nft, needs_root, open_descriptors, output_of
 from tests.support.zds import ScriptedProxy
-from ztunnel.devmesh.cluster import Cluster
-from ztunnel.devmesh.forward import forward
-from ztunnel.devmesh.kube_mesh import ISTIOD_IP, ISTIOD_PORT
-from ztunnel.devmesh.mesh import DevMesh
 from ztunnel.model.network import parse_ip
 
 pytestmark = [pytest.mark.netns, needs_root]
@@ -40,30 +36,9 @@ def reference(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def scene(
-    tmp_path_factory: pytest.TempPathFactory, reference: str | None
-) -> AsyncIterator[Scene]:
-    folder = tmp_path_factory.mktemp("n")
-    (folder / "proc").mkdir()
-    with Cluster() as cluster:
-        async with running(FakeKube()) as kube:
-            node = cluster.add_node("node-a")
-            proc = FakeProc(folder / "proc")
-            scene = Scene(folder, cluster, node, kube, proc, reference=reference)
-            kube.label("shop", None)
-            for name in IPS:
-                scene.add_pod(name)
-                scene.announce(name)
-            async with trio.open_nursery() as nursery:
-                server = scene.pods["server"]
-                listener = await DevMesh.listen(None, server, APP)  # type: ignore[arg-type]
-                await nursery.start(peers.serve, peers.echo, listener)
-                with scene.mesh_ca() as port:
-                    istiod = cluster.add_outside("istiod", ISTIOD_IP)
-                    ca = await DevMesh.listen(None, istiod, ISTIOD_PORT)  # type: ignore[arg-type]
-                    await nursery.start(forward, ca, port)
-                    yield scene
-                nursery.cancel_scope.cancel()
+async def scene(reference: str | None) -> AsyncIterator[Scene]:
+    async with agent_scene(reference=reference) as scene:
+        yield scene
 
 
 async def test_a_label_takes_running_pods_in_and_out(scene: Scene) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +21,12 @@ from cni.agent.config import AgentConfig
 from cni.agent.pod_netns import NodeView
 from cni.plugin.event import announce
 from tests.support import mesh, peers
-from tests.support.kube import FakeKube, FakeProc, a_pod
+from tests.support.kube import FakeKube, FakeProc, a_pod, running
 from tests.support.ports import claimed_ports
 from ztunnel.devmesh.ca_server import MeshCa, serving_ca
 from ztunnel.devmesh.cluster import Cluster, Node, Pod
-from ztunnel.devmesh.kube_mesh import ISTIOD_IP, links
+from ztunnel.devmesh.forward import forward
+from ztunnel.devmesh.kube_mesh import ISTIOD_IP, ISTIOD_PORT, links
 from ztunnel.devmesh.mesh import DevMesh
 from ztunnel.devmesh.node_proxy import OURS, NodeProxy, running_node_proxy
 from ztunnel.identity.dev_ca import DevelopmentCa
@@ -75,8 +78,10 @@ class Scene:
         self.kube.put(a_pod(name, uid=uid_of(name), account=name, **addresses))
 
     @asynccontextmanager
-    async def running_agent(self) -> AsyncIterator[Agent]:
-        """Run the node agent while the block runs."""
+    async def running_agent(
+        self, prepare: Callable[[Agent], None] = lambda _: None
+    ) -> AsyncIterator[Agent]:
+        """Run the node agent while the block runs; `prepare` may change it before."""
         assert self.kube.server is not None
         with claimed_ports(2, host="::") as (health_port, monitoring_port):
             config = AgentConfig(
@@ -92,6 +97,7 @@ class Scene:
             view = NodeView(self.proc.root, (Path("/"),), self.node.netns.id)
             agent = Agent(config, host=self.node.netns, node=view, rng=random.Random(1))
             self.agent = agent
+            prepare(agent)
             async with trio.open_nursery() as nursery:
                 with trio.fail_after(15):
                     await nursery.start(agent.run)
@@ -154,3 +160,38 @@ class Scene:
 
 def v6(ip: str) -> str:
     return f"fd00::{ip.replace('.', ':')}"
+
+
+@asynccontextmanager
+async def agent_scene(*, reference: str | None = None) -> AsyncIterator[Scene]:
+    """Have a node with both pods, of which the second echoes; agent and proxy do not run yet."""
+    folder = Path(tempfile.mkdtemp(prefix="agent"))  # a short path: it holds sockets
+    try:
+        (folder / "proc").mkdir()
+        with Cluster() as cluster:
+            async with running(FakeKube()) as kube:
+                node = cluster.add_node("node-a")
+                proc = FakeProc(folder / "proc")
+                scene = Scene(folder, cluster, node, kube, proc, reference=reference)
+                async with _populated(scene):
+                    yield scene
+    finally:
+        shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def _populated(scene: Scene) -> AsyncIterator[None]:
+    scene.kube.label("shop", None)
+    for name in IPS:
+        scene.add_pod(name)
+        scene.announce(name)
+    async with trio.open_nursery() as nursery:
+        server = scene.pods["server"]
+        listener = await DevMesh.listen(None, server, APP)  # type: ignore[arg-type]
+        await nursery.start(peers.serve, peers.echo, listener)
+        with scene.mesh_ca() as port:
+            istiod = scene.cluster.add_outside("istiod", ISTIOD_IP)
+            ca = await DevMesh.listen(None, istiod, ISTIOD_PORT)  # type: ignore[arg-type]
+            await nursery.start(forward, ca, port)
+            yield
+        nursery.cancel_scope.cancel()
