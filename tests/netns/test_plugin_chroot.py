@@ -31,9 +31,9 @@ CONFIG = {
     "agent_decides": True,
     "exclude_namespaces": ["kube-system"],
 }
-# Idle, the plugin takes 15 ms of a processor and /bin/true 0.5: a factor of 30; next to other work,
-# whose data crowd ours out of the caches, 45. With http.client or logging it would be 100.
-RATIO_MAX = 75
+# The plugin takes 2.7 times as much of a processor as its interpreter alone, idle or beside other
+# work. With http.client or logging it would be 5 times and more.
+RATIO_MAX = 4
 ROUNDS = 9
 
 
@@ -152,9 +152,10 @@ def cpu_seconds_of(call: Callable[[], object]) -> float:
 
 
 def test_it_starts_fast_enough_for_every_pod(host: EmptyHost) -> None:
-    """Compare with the smallest program, because no two machines are equally fast."""
+    """Compare with its interpreter that does nothing, because no two machines are equally fast."""
+    (version,) = (host.root / "opt/cni/bin" / VERSIONS).iterdir()
+    python = f"{BIN}/{VERSIONS}/{version.name}/bin/python"
+    nothing = ["chroot", str(host.root), python, "-ISXutf8", "-c", "pass"]
     plugin = min(cpu_seconds_of(lambda: host.runs("ADD", config())) for _ in range(ROUNDS))
-    smallest = min(
-        cpu_seconds_of(lambda: subprocess.run(["/bin/true"], check=True)) for _ in range(ROUNDS)
-    )
-    assert plugin / smallest < RATIO_MAX, f"{plugin * 1e3:.1f} ms against {smallest * 1e3:.1f} ms"
+    bare = min(cpu_seconds_of(lambda: subprocess.run(nothing, check=True)) for _ in range(ROUNDS))
+    assert plugin / bare < RATIO_MAX, f"{plugin * 1e3:.1f} ms against {bare * 1e3:.1f} ms"
