@@ -6,20 +6,24 @@ and one CA, both ours, serve both proxies; our node agent's ZDS tells both of th
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import trio
 
 from tests.support import peers
 from tests.support.mesh import call_refused
-from ztunnel.devmesh.kube_mesh import kube_mesh
+from tests.support.reference_mesh import (
+    APP,
+    CART_B,
+    LEDGER,
+    SINK,
+    SOURCE,
+    VIP,
+    reference_mesh,
+)
 from ztunnel.devmesh.mesh import DevMesh
 
 pytestmark = [
@@ -28,9 +32,6 @@ pytestmark = [
     pytest.mark.reference("ZTUNNEL_REFERENCE"),
 ]
 
-MANIFESTS = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
-CART_B, LEDGER, VIP = "10.244.2.10", "10.244.2.11", "10.96.0.10"
-APP, SINK, SOURCE = 8080, 8081, 8082
 STREAMS = 16
 MEGABYTES_20 = 20 * 1024 * 1024
 WEB = 'src.identity="spiffe://cluster.local/ns/shop/sa/web"'
@@ -51,30 +52,6 @@ spec:
 def theirs(request: pytest.FixtureRequest) -> str:
     """The node that the reference's proxy runs on; `web`, which calls, is on node-a."""
     return str(request.param)
-
-
-@asynccontextmanager
-async def scene(theirs: str, **settings: str) -> AsyncIterator[DevMesh]:
-    """The demo's mesh with applications on node-b; on failure print what the proxies said."""
-    programs = {theirs: [os.environ["ZTUNNEL_REFERENCE"]]}
-    async with (
-        kube_mesh(MANIFESTS, prefix=f"zr{os.getpid()}", programs=programs, settings=settings) as (
-            mesh,
-            plane,
-        ),
-        trio.open_nursery() as nursery,
-    ):
-        for pod in (mesh.pods["cart-a"], mesh.pods["cart-b"], mesh.pods["ledger"]):
-            for port, handler in ((APP, peers.echo), (SINK, peers.sink), (SOURCE, peers.source)):
-                await nursery.start(peers.serve, handler, await mesh.listen(pod, port))
-        try:
-            yield mesh
-        except BaseException:
-            for name, proxy in mesh.proxies.items():
-                print(f"--- {name}", *proxy.lines.all[-20:], sep="\n")  # noqa: T201
-            raise
-        assert plane.counts.refusals == []
-        nursery.cancel_scope.cancel()
 
 
 def lines_of(mesh: DevMesh, node: str, direction: str) -> list[str]:
@@ -102,7 +79,7 @@ async def until_ended(mesh: DevMesh, count: int) -> tuple[list[str], list[str]]:
 
 
 async def test_bytes_and_half_closes_pass_and_streams_share_one_connection(theirs: str) -> None:
-    async with scene(theirs) as mesh:
+    async with reference_mesh(theirs) as mesh:
         web = mesh.pods["web"]
         with trio.fail_after(30):
             await peers.echo_and_check(partial(mesh.connect, web, CART_B, APP), streams=STREAMS)
@@ -118,7 +95,7 @@ async def test_bytes_and_half_closes_pass_and_streams_share_one_connection(their
 
 
 async def test_large_transfers_pass_both_ways_at_once(theirs: str) -> None:
-    async with scene(theirs) as mesh:
+    async with reference_mesh(theirs) as mesh:
         web = mesh.pods["web"]
         with trio.fail_after(50):
             async with trio.open_nursery() as nursery:
@@ -131,7 +108,7 @@ async def test_large_transfers_pass_both_ways_at_once(theirs: str) -> None:
 
 
 async def test_a_service_and_both_families_are_reached(theirs: str) -> None:
-    async with scene(theirs) as mesh:
+    async with reference_mesh(theirs) as mesh:
         for ip in ("fd00:10:244:2::10", VIP, "fd00:10:96::10"):
             port = APP if "244" in ip else 80
             with trio.fail_after(10):
@@ -140,7 +117,7 @@ async def test_a_service_and_both_families_are_reached(theirs: str) -> None:
 
 
 async def test_the_server_refuses_whom_a_policy_denies_and_both_say_so(theirs: str) -> None:
-    async with scene(theirs) as mesh:
+    async with reference_mesh(theirs) as mesh:
         assert await call_refused(mesh, "web", LEDGER, APP)
         ([sent], [taken]) = await until_ended(mesh, 1)
         assert 'error="http status: 401 Unauthorized"' in sent
@@ -148,7 +125,7 @@ async def test_the_server_refuses_whom_a_policy_denies_and_both_say_so(theirs: s
 
 
 async def test_a_policy_that_changes_cuts_what_runs(theirs: str) -> None:
-    async with scene(theirs) as mesh:
+    async with reference_mesh(theirs) as mesh:
         async with await mesh.connect(mesh.pods["cart-a"], LEDGER, APP) as stream:
             await echoed(stream, b"ping")
             text = mesh.path.read_text()
@@ -161,7 +138,7 @@ async def test_a_policy_that_changes_cuts_what_runs(theirs: str) -> None:
 
 
 async def test_a_server_that_drains_ends_its_streams_and_its_client_says_so(theirs: str) -> None:
-    async with scene(theirs, CONNECTION_TERMINATION_DEADLINE="2s") as mesh:
+    async with reference_mesh(theirs, CONNECTION_TERMINATION_DEADLINE="2s") as mesh:
         async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
             await echoed(stream, b"ping")
             mesh.proxies["node-b"].process.terminate()
@@ -177,7 +154,7 @@ async def test_a_server_that_drains_ends_its_streams_and_its_client_says_so(thei
 
 
 async def test_a_client_that_drains_lets_its_streams_end(theirs: str) -> None:
-    async with scene(theirs, CONNECTION_TERMINATION_DEADLINE="20s") as mesh:
+    async with reference_mesh(theirs, CONNECTION_TERMINATION_DEADLINE="20s") as mesh:
         async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
             await echoed(stream, b"ping")
             mesh.proxies["node-a"].process.terminate()
