@@ -6,6 +6,7 @@ and one CA, both ours, serve both proxies; our node agent's ZDS tells both of th
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from tests.support import peers
+from tests.support.kube import eventually
 from tests.support.mesh import call_refused
 from tests.support.reference_mesh import (
     APP,
@@ -23,8 +25,10 @@ from tests.support.reference_mesh import (
     SOURCE,
     VIP,
     reference_mesh,
+    successor,
 )
 from ztunnel.devmesh.mesh import DevMesh
+from ztunnel.devmesh.node_proxy import OURS
 
 pytestmark = [
     pytest.mark.netns,
@@ -166,3 +170,35 @@ async def test_a_client_that_drains_lets_its_streams_end(theirs: str) -> None:
             assert await mesh.proxies["node-a"].process.wait() == 0
         line = await mesh.proxies["node-b"].lines.wait_for("connection complete", "inbound")
         assert "bytes_sent=8 bytes_recv=8" in line
+
+
+async def calls_until(mesh: DevMesh, done: trio.Event, answers: list[bytes]) -> None:
+    """Call from web to cart-b, again and again; what comes back is added to `answers`."""
+    while not done.is_set():
+        async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
+            await echoed(stream, b"ping")
+            answers.append(b"ping")
+
+
+@pytest.mark.parametrize("node", ["node-a", "node-b"], ids=["the client's", "the server's"])
+@pytest.mark.parametrize("before", ["theirs", "ours"])
+async def test_a_node_goes_from_one_proxy_to_the_other_and_no_call_fails(
+    node: str, before: str
+) -> None:
+    theirs = [os.environ["ZTUNNEL_REFERENCE"]]
+    answers: list[bytes] = []
+    done = trio.Event()
+    first = {node} if before == "theirs" else set()
+    async with (
+        reference_mesh(*first, CONNECTION_TERMINATION_DEADLINE="3s") as mesh,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(calls_until, mesh, done, answers)
+        async with successor(mesh, node, OURS if before == "theirs" else theirs) as proxy:
+            mesh.proxies[node].process.terminate()
+            with trio.fail_after(10):
+                assert await mesh.proxies[node].process.wait() == 0
+            seen = len(answers)
+            await eventually(lambda: len(answers) >= seen + 20)
+            done.set()
+            assert proxy.lines.find("connection complete") is not None

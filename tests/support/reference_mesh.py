@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ import trio
 from tests.support import peers
 from ztunnel.devmesh.kube_mesh import kube_mesh
 from ztunnel.devmesh.mesh import DevMesh
+from ztunnel.devmesh.node_proxy import NodeProxy, running_node_proxy
 
 MANIFESTS = Path(str(files("ztunnel.devmesh").joinpath("demo.yaml")))
 CART_B, LEDGER, VIP = "10.244.2.10", "10.244.2.11", "10.96.0.10"
@@ -44,3 +45,23 @@ async def reference_mesh(
             raise
         assert plane.counts.refusals == []
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def successor(mesh: DevMesh, name: str, program: Sequence[str]) -> AsyncIterator[NodeProxy]:
+    """Run a second proxy for a node, with the first one's environment and an address of its own.
+
+    Begins the block once it serves the node's two pods.
+    """
+    first = mesh.proxies[name].process.pid
+    variables = Path(f"/proc/{first}/environ").read_bytes().decode().split("\0")
+    settings = dict(text.split("=", 1) for text in variables if text)
+    host = mesh.cluster.add_outside(f"{name}-new", "203.0.113.77")
+    async with running_node_proxy(
+        host, agent_socket=mesh.sockets[name], settings=settings, program=program
+    ) as proxy:
+        with trio.fail_after(20):
+            for pod in mesh.pods.values():
+                if pod.node is mesh.nodes[name]:
+                    await proxy.lines.wait_for("pod received", f'name="{pod.name}"', seconds=20)
+        yield proxy

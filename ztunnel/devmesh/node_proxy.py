@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from ztunnel.devmesh.cluster import Node
+    from ztunnel.devmesh.cluster import Member
     from ztunnel.identity.dev_ca import DevelopmentCa
 
 STOP_SECONDS = 3.0
@@ -86,7 +86,7 @@ class LogLines:
 class NodeProxy:
     """One running node proxy."""
 
-    def __init__(self, node: Node, process: trio.Process) -> None:
+    def __init__(self, node: Member, process: trio.Process) -> None:
         self.node = node
         self.process = process
         self.lines = LogLines()
@@ -113,7 +113,7 @@ class NodeProxy:
 
 @asynccontextmanager
 async def running_node_proxy(
-    node: Node,
+    node: Member,
     *,
     agent_socket: Path,
     config_path: Path | None = None,
