@@ -272,11 +272,14 @@ class Config:
                 place = dump[group] if group else dump
                 place[key] = shown(item.name, getattr(self, item.name))
         any_ip = "[::]" if self.ipv6_enabled else "0.0.0.0"  # noqa: S104 only shown
-        ports = {"statsAddr": self.stats_port, "readinessAddr": READINESS_PORT}
-        ports |= {"outboundAddr": 15001, "inboundPlaintextAddr": 15006, "inboundAddr": 15008}
+        ports = {"outboundAddr": 15001, "inboundPlaintextAddr": 15006, "inboundAddr": 15008}
         dump |= {name: f"{any_ip}:{port}" for name, port in ports.items()}
-        dump["adminAddr"] = f"localhost:{self.admin_port}"
         dump["socks5Addr"] = "127.0.0.1:15080" if self.socks5_enabled else None
+        # As the reference writes what may also be bound to loopback alone.
+        for name, port in (("statsAddr", self.stats_port), ("readinessAddr", READINESS_PORT)):
+            dump[name] = {"SocketAddr": f"{any_ip}:{port}"}
+        dump["adminAddr"] = {"Localhost": [self.ipv6_enabled, self.admin_port]}
+        dump["illegalPorts"] = [*ports.values(), *([15080] if self.socks5_enabled else [])]
         return dump
 
 

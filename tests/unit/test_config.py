@@ -305,7 +305,10 @@ def test_the_dump_has_the_shape_operators_know() -> None:
     assert dump["proxyMode"] == "Shared"
     assert dump["secretTtl"] == {"secs": 1, "nanos": 500_000_000}
     assert dump["windowSize"] == 4194304
-    assert dump["readinessAddr"] == "[::]:15021"
+    assert dump["readinessAddr"] == {"SocketAddr": "[::]:15021"}
+    assert dump["adminAddr"] == {"Localhost": [True, 15000]}
+    assert dump["inboundAddr"] == "[::]:15008"
+    assert sorted(dump["illegalPorts"]) == [15001, 15006, 15008]
     assert dump["xdsAddress"] == "https://localhost:15012"
     assert dump["socketConfig"] == {
         "keepaliveEnabled": True,
@@ -314,7 +317,9 @@ def test_the_dump_has_the_shape_operators_know() -> None:
         "keepaliveTime": {"secs": 180, "nanos": 0},
         "userTimeoutEnabled": False,
     }
-    assert config({"IPV6_ENABLED": "false"}).to_dump()["statsAddr"] == "0.0.0.0:15020"
+    without = config({"IPV6_ENABLED": "false", "UNSTABLE_ENABLE_SOCKS5": "true"}).to_dump()
+    assert without["statsAddr"] == {"SocketAddr": "0.0.0.0:15020"}
+    assert 15080 in without["illegalPorts"]
 
 
 NAMES = [
