@@ -87,7 +87,8 @@ class MessageStream:
                 return None
             self._news = trio.Event()
             await self._news.wait()
-        self._work.set()  # the server may send more now
+        if self._call.has_more_to_send:
+            self._work.set()  # the server may send more now
         self._has_answered = True
         return message
 
@@ -113,8 +114,11 @@ class MessageStream:
                 self._call.receive(data)
             else:
                 self._call.close()
-            self._news.set()
-            self._work.set()
+            # Most reads bring a part of a message: to wake others for it would double their price.
+            if self._call.has_news:
+                self._news.set()
+            if self._call.has_more_to_send:
+                self._work.set()
 
     async def _hear(self) -> memoryview:
         """Wait for bytes, and ask for some after a while.

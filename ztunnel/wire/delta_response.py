@@ -9,6 +9,7 @@ alone, so that a broken one does not spoil the others.
 from __future__ import annotations
 
 from array import array
+from typing import cast
 
 from google.protobuf.message import DecodeError
 
@@ -92,9 +93,9 @@ class DeltaResponse:
             ResourceError: it is broken; the others may be sound.
         """
         try:
-            return xds_pb2.Resource.FromString(
-                bytes(self._data[self._starts[number] : self._ends[number]])
-            )
+            part = self._data[self._starts[number] : self._ends[number]]
+            # A bytearray will do as well, which the type stubs do not know.
+            return xds_pb2.Resource.FromString(cast("bytes", part))
         except DecodeError as exc:
             raise ResourceError(f"not a Resource message: {exc}") from exc
 
