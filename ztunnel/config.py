@@ -7,7 +7,9 @@ found on the way is collected, so that an operator mends them all at once.
 
 Deliberate differences from the reference: default paths are absolute, so the working directory
 does not matter; an unknown COMPLIANCE_POLICY stops the start instead of being ignored; a proxy
-config without `proxyMetadata` is accepted; FAKE_CA may name a PEM file with a root and its key.
+config without `proxyMetadata` is accepted; FAKE_CA may name a PEM file with a root and its key;
+ZTUNNEL_WORKER_THREADS means processes, which share no state, and nothing set means one: the
+variables that the reference guesses a number from (ZTUNNEL_CPU_LIMIT and its like) are not read.
 
 Our own settings, all with the prefix ZTUNNEL_:
 MAX_HANDSHAKES (256) TLS handshakes in progress; MAX_CONNECTIONS_PER_POD (50000, 0 = no limit);
@@ -223,7 +225,7 @@ class Config:
     fake_ca_path: Path | None = derived(None)  # PEM file: root certificate and its key
     drain_seconds: float = derived(drain_seconds(None), "selfTerminationDeadline")
     packet_mark: int | None = derived(DEFAULT_PACKET_MARK, "packetMark")
-    worker_threads: int = derived(2, "numWorkerThreads")  # informational: we run one
+    worker_threads: int = derived(1, "numWorkerThreads")  # data-path processes
     admin_port: int = derived(DEFAULT_ADMIN_PORT)
     stats_port: int = derived(DEFAULT_STATS_PORT)
     dns_enabled: bool = derived(default=True, dump="dnsProxy")
@@ -372,6 +374,9 @@ class _Reader:
             self.complain("ENABLE_PROXY", "the DNS proxy is off as well; turn one of them on")
         if config.xds_on_demand and config.dns_enabled:
             self.complain("XDS_ON_DEMAND", "not with DNS; set ISTIO_META_DNS_CAPTURE=false")
+        if config.worker_threads > 1 and not config.inpod_port_reuse:
+            reason = "several workers share their ports; remove it or use ZTUNNEL_WORKER_THREADS=1"
+            self.complain("INPOD_PORT_REUSE", reason)
         ports = (config.admin_port, config.stats_port, READINESS_PORT)
         if len(set(ports)) < len(ports):
             self.complain("PROXY_CONFIG", f"ports {ports} are not distinct; change one")
@@ -387,14 +392,10 @@ class _Reader:
         return mesh.merged(self.get("PROXY_CONFIG", ProxyConfig.parse, ""))
 
     def _workers(self, cpus: int) -> int:
-        names = ("CPU_LIMIT", "RESOURCE_CPU_LIMIT", "RESOURCE_CPU_REQUEST")
-        limit, other_limit, request = (
-            self.get(f"ZTUNNEL_{name}", optional(integer(0)), "") or 0 for name in names
-        )
         wanted = self.get("ZTUNNEL_WORKER_THREADS", workers, "")
         if not wanted and self.proxy_config.concurrency is not None:
             wanted = str(self.proxy_config.concurrency)
-        return worker_count(wanted, cpus, limit=limit or other_limit, request=request)
+        return worker_count(wanted, cpus)
 
     def _token(self) -> Source | None:
         text = self.env.get("AUTH_TOKEN", TOKEN_FILE)

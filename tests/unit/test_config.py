@@ -89,7 +89,7 @@ def problems(env: dict[str, str], files: dict[str, str] | None = None) -> list[s
         ("packet_mark", 1337, "PACKET_MARK", "4294967295", 4294967295, "4294967296"),
         ("drain_seconds", 5.0, "CONNECTION_TERMINATION_DEADLINE", "7s", 7.0, "x"),
         ("drain_seconds", 5.0, "TERMINATION_GRACE_PERIOD_SECONDS", "30", 25.0, "30s"),
-        ("worker_threads", 2, "ZTUNNEL_WORKER_THREADS", "5", 5, "120%"),
+        ("worker_threads", 1, "ZTUNNEL_WORKER_THREADS", "5", 5, "120%"),
         ("max_handshakes", 256, "ZTUNNEL_MAX_HANDSHAKES", "1", 1, "0"),
         ("max_connections_per_pod", 50000, "ZTUNNEL_MAX_CONNECTIONS_PER_POD", "0", 0, "-1"),
         ("tls_handshake_seconds", 10.0, "ZTUNNEL_TLS_HANDSHAKE_TIMEOUT", "3s", 3.0, "3x"),
@@ -236,6 +236,18 @@ defaultConfig:
     assert made.xds_address == ServerUrl("own", 2)
     assert (made.stats_port, made.worker_threads) == (9, 3)
     assert made.proxy_metadata == {"A": "mesh", "B": "own", "C": "env"}
+
+
+def test_processes_are_not_guessed_from_the_cores() -> None:
+    guesses = {"ZTUNNEL_CPU_LIMIT": "64", "ZTUNNEL_RESOURCE_CPU_REQUEST": "4"}  # as the chart sets
+    assert config(guesses).worker_threads == 1
+
+
+def test_several_workers_need_shared_ports() -> None:
+    alone = {"INPOD_PORT_REUSE": "false"}
+    assert not config(alone).inpod_port_reuse
+    (line,) = problems({**alone, "ZTUNNEL_WORKER_THREADS": "2"})
+    assert "ZTUNNEL_WORKER_THREADS=1" in line
 
 
 def test_a_broken_mesh_file_is_named() -> None:

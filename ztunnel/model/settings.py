@@ -204,23 +204,20 @@ def compliance(text: str) -> bool:
 
 def workers(text: str) -> str:
     """Check `N`, `N%` or the empty text; what it means depends on the node."""
-    if text and not re.fullmatch(r"[0-9]{1,5}|([1-9][0-9]?|100)%", text):
+    if text and not re.fullmatch(r"[0-9]{1,3}|([1-9][0-9]?|100)%", text):
         raise ValueError("not a number of workers; write for example 2, 50% or 0 for all")
     return text
 
 
-def worker_count(wanted: str, cpus: int, *, limit: int, request: int) -> int:
-    """Work out the number of workers; `wanted` as `workers` checked it, 0 is no limit or request.
+def worker_count(wanted: str, cpus: int) -> int:
+    """Work out the number of data-path processes; `wanted` as `workers` checked it.
 
-    Without a wish: the limit, raised to the request; else a quarter of the cores, at least two.
+    Without a wish it is one. The reference takes a quarter of the cores, but its workers are
+    threads: ours are processes, each with the mesh's state in its own memory.
     """
     if wanted.endswith("%"):
         return max(1, ceil(cpus * int(wanted[:-1]) / 100))
-    if wanted:
-        return int(wanted) or cpus
-    if limit:
-        return max(limit, request)
-    return max(ceil(cpus / 4), request, 2)
+    return int(wanted or 1) or cpus
 
 
 def drain_seconds(grace_seconds: int | None) -> float:

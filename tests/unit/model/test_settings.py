@@ -113,27 +113,11 @@ def test_a_workload_has_three_names(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "limit", "request_", "count"),
-    [
-        ("", 0, 0, 2),
-        ("", 0, 3, 3),
-        ("", 4, 0, 4),
-        ("", 1, 2, 2),
-        ("5", 1, 1, 5),
-        ("0", 1, 1, 8),
-        ("50%", 1, 1, 4),
-        ("1%", 1, 1, 1),
-        ("100%", 0, 0, 8),
-    ],
+    ("wanted", "count"),
+    [("", 1), ("1", 1), ("5", 5), ("0", 8), ("50%", 4), ("1%", 1), ("13%", 2), ("100%", 8)],
 )
-def test_how_many_workers_on_eight_cores(
-    wanted: str, limit: int, request_: int, count: int
-) -> None:
-    assert worker_count(workers(wanted), 8, limit=limit, request=request_) == count
-
-
-def test_a_quarter_of_many_cores() -> None:
-    assert worker_count("", 33, limit=0, request=0) == 9
+def test_how_many_workers_on_eight_cores(wanted: str, count: int) -> None:
+    assert worker_count(workers(wanted), 8) == count
 
 
 @pytest.mark.parametrize(
