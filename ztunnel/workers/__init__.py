@@ -1,0 +1,1 @@
+"""More than one core: data-path processes, and the control process that feeds them."""
