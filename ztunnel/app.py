@@ -8,7 +8,6 @@ finish within the deadline, then everything is cancelled.
 from __future__ import annotations
 
 import platform
-import random
 import signal
 import ssl
 import time
@@ -43,7 +42,6 @@ from ztunnel.admin.server import (
     stats_routes,
 )
 from ztunnel.config import READINESS_PORT, Config
-from ztunnel.decide.classify import illegal_ports
 from ztunnel.identity.issuer import make_issuer
 from ztunnel.identity.node import NodeCredentials
 from ztunnel.inpod.manager import PodManager, ServedPod, socket_factory
@@ -52,16 +50,12 @@ from ztunnel.linux.file_watch import FileWatch
 from ztunnel.model.identity import Namespace, ServiceAccount
 from ztunnel.model.settings import ProxyMode
 from ztunnel.preflight import prove_privileges, raise_descriptor_limit, read_static_config
-from ztunnel.proxy.context import NodeContext
-from ztunnel.proxy.handshakes import Handshakes
+from ztunnel.proxy.node import make_node
 from ztunnel.proxy.workload_proxy import OWN_DOORS, WorkloadProxy
 from ztunnel.state.store import Store, Update
-from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.telemetry.metrics import Metrics, outcome_of
 from ztunnel.telemetry.runtime import watch_loop
-from ztunnel.transport.reactor import Reactor
-from ztunnel.wire.hbone.settings import HboneSettings
 from ztunnel.wire.zds import PodInfo
 from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
@@ -100,23 +94,14 @@ class Application:
             self.static_watch = LocalConfigWatch(watch, self.store, self.static, on_load=on_load)
         on_demand = config.xds_on_demand and config.xds_address is not None
         self.demand = Demand(self.store, metrics=self.metrics) if on_demand else None
-        self.reactor = Reactor()
-        self.rng = random.SystemRandom()
         self.credentials = NodeCredentials(config, self.store, self.metrics, make_issuer(config))
         self.certificates = self.credentials.certificates
-        self.node = NodeContext(
-            config=config,
+        self.node = make_node(
+            config,
             store=self.store,
             certificates=self.certificates,
             tls=self.credentials.contexts,
-            reactor=self.reactor,
-            access_log=AccessLog(PIPELINE),
             metrics=self.metrics,
-            rng=random.Random(),  # noqa: S311 - balancing and trace ids, no secret
-            handshakes=Handshakes(config.max_handshakes),
-            client_settings=hbone_settings(config, client=True),
-            server_settings=hbone_settings(config, client=False),
-            illegal_ports=illegal_ports(has_socks5=config.socks5_enabled),
             demand=self.demand,
         )
         self.pods = PodManager(self.node)
@@ -142,7 +127,7 @@ class Application:
             root.start_soon(self._obey_signals, root.cancel_scope)
             async with trio.open_nursery() as services:
                 await self._serve_operators(services)
-                services.start_soon(self.reactor.run)
+                services.start_soon(self.node.reactor.run)
                 await services.start(self.credentials.run)
                 await self._learn_state(services)
                 if not self.draining.is_set():
@@ -169,7 +154,7 @@ class Application:
             )
             undo.pop_all()
         pages = admin_routes(
-            sections=self._sections(), pipeline=PIPELINE, shut_down=self.draining.set
+            sections=self._sections(), levels=PIPELINE, shut_down=self.draining.set
         )
         for component, listeners, routes in (
             ("readiness", [ready], readiness_routes(self.readiness)),
@@ -331,17 +316,6 @@ def _show_pod(pod: ServedPod) -> dict[str, object]:
         inbound=list(live.inbound),
         outbound=list(live.outbound),
         is_up=True,
-    )
-
-
-def hbone_settings(config: Config, *, client: bool) -> HboneSettings:
-    """Choose what we announce in HTTP/2."""
-    return HboneSettings(
-        stream_window=config.stream_window_bytes,
-        connection_window=config.connection_window_bytes,
-        max_frame_size=config.frame_bytes,
-        max_concurrent_streams=config.max_streams_per_tunnel,
-        max_header_list_size=None if client else config.max_header_bytes,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qs
@@ -55,13 +55,14 @@ class Response:
 
     A body of one tuple is sent with its length. Any other iterable is drawn while it is sent, so
     that a large one does not stop the loop: each piece takes at most 5 ms to make, and an empty
-    piece is only a rest.
+    piece is only a rest. `prepare` is awaited before that.
     """
 
     status: HTTPStatus = HTTPStatus.OK
     content_type: str = TEXT
     pieces: Iterable[bytes] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], Awaitable[None]] | None = None
 
 
 Handler = Callable[[Request], Response]
@@ -156,6 +157,8 @@ def _answer(request: Request, routes: Routes) -> Response:
 
 async def _send(stream: trio.abc.SendStream, response: Response, request: Request | None) -> None:
     """Send head and body; a body of unknown length is chunked, so that a cut shows."""
+    if response.prepare is not None:
+        await response.prepare()
     body = response.pieces
     known = isinstance(body, tuple)
     chunked = not known and request is not None and request.version == "HTTP/1.1"

@@ -11,11 +11,12 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -35,8 +36,7 @@ from ztunnel.admin.http import (
 )
 from ztunnel.admin.readiness import Readiness
 from ztunnel.errors import ConfigError
-from ztunnel.telemetry.log import Pipeline
-from ztunnel.telemetry.metrics import Metrics
+from ztunnel.telemetry.filter import LogFilter
 
 BACKLOG = 128
 CONNECTIONS_MAX = 128  # of one server; a probe, a few scrapers and a few people
@@ -51,6 +51,27 @@ usage: POST /logging?reset                   back to the levels of the start
 levels: off, error, warn, info, debug, trace
 """
 _NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+
+
+Prepare = Callable[[], Awaitable[None]]
+
+
+class Levels(Protocol):
+    """Who knows the log's levels: see `telemetry.log.Pipeline`."""
+
+    def change(self, filter_text: str = "", *, reset: bool = False) -> LogFilter:
+        """Add directives, after going back to the start filter if `reset`; return the result.
+
+        Raises:
+            ValueError: the text is not a filter; nothing has changed.
+        """
+
+
+class Exposed(Protocol):
+    """Whose metrics are shown: see `telemetry.metrics.Metrics`."""
+
+    def text(self) -> Iterator[str]:
+        """Print everything as OpenMetrics, in pieces."""
 
 
 async def listen(host: str, port: int, *, mend: str) -> trio.SocketListener:
@@ -143,13 +164,18 @@ async def serve(
 def admin_routes(
     *,
     sections: Mapping[str, Section],
-    pipeline: Pipeline,
+    levels: Levels,
     shut_down: Callable[[], None],
+    prepare: Prepare | None = None,
 ) -> Routes:
-    """Make the pages of 15000; `shut_down` starts the drain and returns at once."""
+    """Make the pages of 15000.
+
+    `shut_down` starts the drain and returns at once; `prepare` is awaited before each dump.
+    """
+    dump = _dump(sections, prepare)
     pages: dict[str, tuple[str, Handler]] = {
-        "/config_dump": ("everything we know; ?types=, ?namespace=, ?node=", _dump(sections)),
-        "/logging": ("query and change log levels (POST)", partial(_logging, pipeline)),
+        "/config_dump": ("everything we know; ?types=, ?namespace=, ?node=", dump),
+        "/logging": ("query and change log levels (POST)", partial(_logging, levels)),
         "/quitquitquit": ("drain and shut down (POST)", partial(_quit, shut_down)),
     }
     routes = {path: handler for path, (_, handler) in pages.items()}
@@ -157,9 +183,9 @@ def admin_routes(
     return {path: partial(_for_local_tools, handler) for path, handler in routes.items()}
 
 
-def stats_routes(metrics: Metrics) -> Routes:
-    """Make the pages of 15020."""
-    return dict.fromkeys(("/metrics", "/stats/prometheus"), partial(_scrape, metrics))
+def stats_routes(metrics: Exposed, prepare: Prepare | None = None) -> Routes:
+    """Make the pages of 15020; `prepare` is awaited before each answer."""
+    return dict.fromkeys(("/metrics", "/stats/prometheus"), partial(_scrape, metrics, prepare))
 
 
 def readiness_routes(readiness: Readiness) -> Routes:
@@ -188,7 +214,7 @@ def _index(pages: Mapping[str, str], _: Request) -> Response:
     return Response(content_type=HTML, pieces=(body.encode(),))
 
 
-def _dump(sections: Mapping[str, Section]) -> Handler:
+def _dump(sections: Mapping[str, Section], prepare: Prepare | None) -> Handler:
     def page(request: Request) -> Response:
         wish = Wish.of(request.query)
         if unknown := wish.types - set(sections):
@@ -196,16 +222,16 @@ def _dump(sections: Mapping[str, Section]) -> Handler:
             known = ", ".join(sorted(sections))
             message = f"unknown types: {names}; known: {known}\n"
             return text(message, HTTPStatus.BAD_REQUEST)
-        return Response(content_type=JSON, pieces=config_dump(sections, wish))
+        return Response(content_type=JSON, pieces=config_dump(sections, wish), prepare=prepare)
 
     return page
 
 
-def _logging(pipeline: Pipeline, request: Request) -> Response:
+def _logging(levels: Levels, request: Request) -> Response:
     if request.method != "POST":
         return text(LOGGING_USAGE, HTTPStatus.METHOD_NOT_ALLOWED)
     try:
-        changed = pipeline.change(request.query.get("level", ""), reset="reset" in request.query)
+        changed = levels.change(request.query.get("level", ""), reset="reset" in request.query)
     except ValueError as exc:
         return text(f"{exc}\n{LOGGING_USAGE}", HTTPStatus.BAD_REQUEST)
     return text(f"current log level is {changed}\n")
@@ -218,7 +244,7 @@ def _quit(shut_down: Callable[[], None], request: Request) -> Response:
     return text("shutdown now\n")
 
 
-def _scrape(metrics: Metrics, request: Request) -> Response:
+def _scrape(metrics: Exposed, prepare: Prepare | None, request: Request) -> Response:
     accepted = [
         part.partition(";") for part in request.headers.get("accept", "").lower().split(",")
     ]
@@ -228,7 +254,7 @@ def _scrape(metrics: Metrics, request: Request) -> Response:
     if _takes_gzip(request):
         body, headers["content-encoding"] = compressed(body), "gzip"
     content_type = OPENMETRICS_TYPE if openmetrics else TEXT
-    return Response(content_type=content_type, pieces=body, headers=headers)
+    return Response(content_type=content_type, pieces=body, headers=headers, prepare=prepare)
 
 
 def _takes_gzip(request: Request) -> bool:

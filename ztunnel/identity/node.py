@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,21 +17,22 @@ from ztunnel.identity.dev_ca import wall_clock
 from ztunnel.identity.manager import CertificateIssuer, CertificateManager
 from ztunnel.identity.prefetch import LocalIdentities, Prefetcher
 from ztunnel.linux.file_watch import FileWatch
+from ztunnel.model.identity import Identity
 from ztunnel.model.settings import ProxyMode
 from ztunnel.telemetry.exposition import Family, Kind
 from ztunnel.telemetry.metrics import outcome_of
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import Revocations
-from ztunnel.tls.groups import POST_QUANTUM, restrict_groups
 
 if TYPE_CHECKING:
     from ztunnel.config import Config
-    from ztunnel.model.identity import Identity
     from ztunnel.state.store import Store
     from ztunnel.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
+
+Follower = Callable[[Identity, WorkloadCertificate | None], None]
 
 
 class NodeCredentials:
@@ -45,16 +46,10 @@ class NodeCredentials:
         Raises:
             ConfigError: post-quantum key exchange is demanded, and this OpenSSL has none.
         """
-        if config.post_quantum_only:
-            restrict_groups(POST_QUANTUM, why="COMPLIANCE_POLICY=pqc")
         self._metrics = metrics
         self.revocations = None if config.crl_path is None else Revocations()
-        self.contexts = TlsContexts(
-            tls12_enabled=config.tls12_enabled,
-            own_records=config.own_records,
-            revocations=self.revocations,
-            resumption=config.tls_resumption,
-        )
+        self.contexts = TlsContexts.of(config, self.revocations)
+        self.on_certificate: Follower = lambda *_: None  # hears what came, and who was forgotten
         self.certificates = CertificateManager(
             issuer,
             clock=wall_clock,
@@ -65,8 +60,7 @@ class NodeCredentials:
         self._prefetcher: Prefetcher | None = None
         if config.mode is ProxyMode.SHARED:
             local = LocalIdentities(config.node_name or "")
-            forget = self.contexts.forget
-            self._prefetcher = Prefetcher(store, self.certificates, local, forget=forget)
+            self._prefetcher = Prefetcher(store, self.certificates, local, forget=self._forget)
         self._watch: CrlWatch | None = None
         if config.crl_path is not None and self.revocations is not None:
             self._watch = CrlWatch(
@@ -90,12 +84,18 @@ class NodeCredentials:
     def _on_attempt(self, identity: Identity, certificate: WorkloadCertificate | None) -> None:
         result = "failure" if certificate is None else "success"
         self._metrics.certificates.count(result).add()
+        if certificate is not None:
+            self.on_certificate(identity, certificate)
         if (
             certificate is not None
             and self.revocations is not None
             and is_revoked(certificate, self.revocations)
         ):
             log.error("the CA issues certificates that are revoked", identity=str(identity))
+
+    def _forget(self, identity: Identity) -> None:
+        self.contexts.forget(identity)
+        self.on_certificate(identity, None)
 
     def _judge_own(self, revocations: Revocations) -> None:
         """Replace what was taken back; peers refuse it already, so it stays in use until then."""

@@ -44,7 +44,7 @@ def unpack(data: bytes, control: Sequence[Ancillary], flags: int) -> Message | N
         PeerError: the packet or its descriptors did not fit, or there is more than one
             descriptor. All that arrived have been closed.
     """
-    fds = [fd for entry in control for fd in _descriptors(entry)]
+    fds = [fd for entry in control for fd in descriptors(entry)]
     problem = _problem(data, fds, flags)
     if problem is not None:
         for fd in fds:
@@ -87,7 +87,8 @@ def receive_message(sock: socket.socket) -> Message | None:
     return unpack(data, control, flags)
 
 
-def _descriptors(entry: Ancillary) -> list[int]:
+def descriptors(entry: Ancillary) -> list[int]:
+    """List the descriptors that a control message brought; whoever asks owns them."""
     level, kind, payload = entry
     if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
         return []

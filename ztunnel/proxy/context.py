@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -20,21 +20,47 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ztunnel.config import Config
-    from ztunnel.identity.manager import CertificateManager
+    from ztunnel.identity.manager import Standing
     from ztunnel.model.network import Port
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.handshakes import Handshakes
     from ztunnel.state.store import Changes, Store
     from ztunnel.telemetry.access_log import AccessLog
     from ztunnel.telemetry.metrics import Metrics
+    from ztunnel.tls.certificate import WorkloadCertificate
     from ztunnel.tls.context import TlsContexts
     from ztunnel.transport.reactor import Reactor
     from ztunnel.transport.sockets import SocketFactory
     from ztunnel.wire.hbone.settings import HboneSettings
     from ztunnel.wire.zds import PodInfo
-    from ztunnel.xds.demand import Demand
 
 LOCAL_WORKLOAD_SECONDS = 5.0  # dataplane.md 2.1 step 4
+
+
+class CertificateSource(Protocol):
+    """Who holds the certificates of this node's workloads: see `identity.manager`."""
+
+    def standing(self, certificate: WorkloadCertificate, peer_not_after: float) -> Standing:
+        """Judge a tunnel made with `certificate`, to a peer whose own runs out at a Unix time."""
+
+    async def certificate_for(self, identity: Identity) -> WorkloadCertificate:
+        """Give a valid certificate, fetching it if need be.
+
+        Raises:
+            IdentityError: there is none.
+        """
+
+
+class AddressSource(Protocol):
+    """Who can ask the control plane for an address: see `xds.demand`."""
+
+    async def fetch(self, what: str) -> object:
+        """Get an address into the store, if it exists.
+
+        Raises:
+            RouteError: the control plane did not answer in time.
+            LimitError: too many addresses are being waited for.
+        """
 
 
 class Places:
@@ -64,7 +90,7 @@ class NodeContext:
 
     config: Config
     store: Store
-    certificates: CertificateManager
+    certificates: CertificateSource
     tls: TlsContexts
     reactor: Reactor
     access_log: AccessLog
@@ -74,7 +100,7 @@ class NodeContext:
     client_settings: HboneSettings
     server_settings: HboneSettings
     illegal_ports: frozenset[Port]
-    demand: Demand | None = None  # None: what we were not told does not exist
+    demand: AddressSource | None = None  # None: what we were not told does not exist
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -140,7 +166,7 @@ class ProxyContext:
             f"sent it within {LOCAL_WORKLOAD_SECONDS:g}s"
         )
 
-    async def _ask(self, demand: Demand) -> None:
+    async def _ask(self, demand: AddressSource) -> None:
         """Ask for our workload: with any answer come all workloads of the node (13)."""
         uid = f"{self.node.config.cluster_id}//Pod/{self.info.namespace}/{self.info.name}"
         with contextlib.suppress(RouteError, LimitError):  # the caller waits, and says what for

@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from ztunnel.errors import TlsError
 from ztunnel.model.identity import Identity
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.crl import Revocations
+from ztunnel.tls.groups import POST_QUANTUM, restrict_groups
 from ztunnel.tls.keylog import KeyLog
 from ztunnel.tls.resumption import Sessions
 from ztunnel.tls.sealer import SealBuffer
+
+if TYPE_CHECKING:
+    from ztunnel.config import Config
 
 ALPN = "h2"
 # Forward secrecy and AES-GCM; the only names that `set_ciphers` has a say in are those of TLS 1.2.
@@ -61,6 +66,22 @@ class TlsContexts:
         self._seal_buffer = SealBuffer()
         self._servers: dict[Identity | None, TlsContext] = {}
         self._clients: dict[Identity | None, TlsContext] = {}
+
+    @classmethod
+    def of(cls, config: Config, revocations: Revocations | None) -> Self:
+        """Make them as the operator chose.
+
+        Raises:
+            ConfigError: post-quantum key exchange is demanded, and this OpenSSL has none.
+        """
+        if config.post_quantum_only:
+            restrict_groups(POST_QUANTUM, why="COMPLIANCE_POLICY=pqc")
+        return cls(
+            tls12_enabled=config.tls12_enabled,
+            own_records=config.own_records,
+            revocations=revocations,
+            resumption=config.tls_resumption,
+        )
 
     @property
     def seal_buffer(self) -> SealBuffer:

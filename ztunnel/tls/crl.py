@@ -90,6 +90,10 @@ class RevocationList:
         covered = self.covers_leaves if link.is_leaf else self.covers_authorities
         return covered and link.serial in self.serials
 
+    def der(self) -> bytes:
+        """Give the list as `x509.load_der_x509_crl` reads it."""
+        return self._content.public_bytes(Encoding.DER)
+
     def is_signed_by(self, issuer: Issuer) -> bool:
         """Say whether the key of `issuer` made the signature."""
         try:
@@ -140,6 +144,10 @@ class Revocations:
             self._lists.setdefault(one.issuer_name, []).append(one)
         for listener in tuple(self._listeners.values()):
             listener()
+
+    def in_force(self) -> tuple[bytes, ...]:
+        """Give the lists in force, DER, so that another process can have them."""
+        return tuple(one.der() for lists in self._lists.values() for one in lists)
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each change; return how to stop that."""

@@ -61,8 +61,6 @@ class FrameReader:
         frames: list[Frame] = []
         try:
             taken = self._take(frames)
-            if len(self._fds) > DESCRIPTORS_MAX:
-                raise PeerError(f"{len(self._fds)} descriptors that belong to no message")
         except PeerError:
             self._fds += [frame.fd for frame in frames if frame.fd is not None]
             self.close()
@@ -90,4 +88,6 @@ class FrameReader:
             fd = self._fds.popleft() if has_fd else None
             frames.append(Frame(bytes(self._data[start + HEADER.size : end]), fd))
             start = end
+        if len(self._fds) > DESCRIPTORS_MAX:
+            raise PeerError(f"{len(self._fds)} descriptors that belong to no message")
         return start

@@ -51,7 +51,7 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """The certificate of an identity; None if it was forgotten, or `error` says why there is none."""
+    """The certificate of an identity; None if forgotten, or if there is none, as `error` says."""
 
     identity: Identity
     certificate: WorkloadCertificate | None

@@ -33,6 +33,7 @@ from ztunnel.errors import CallError, LimitError, ResourceError
 from ztunnel.model.policy import Policy
 from ztunnel.model.service import Service
 from ztunnel.model.workload import PolicyKey, ServiceKey, Workload, WorkloadUid
+from ztunnel.state.settling import Settling
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc import GrpcClient
@@ -52,10 +53,6 @@ from ztunnel.xds.backoff import Backoff
 from ztunnel.xds.demand import Demand
 from ztunnel.xds.node import node_info
 
-# Objects of a large response live long. Left to itself, the collector would walk over all of them
-# again and again while they arrive: stalls of 10 ms and more (performance.md 9).
-FREEZE_RESOURCES = 2000
-LARGE_SLICE = 16  # fewer at a time are everyday changes
 UNKNOWN_TYPE = "unknown"  # as a metric's label: a peer must not invent labels
 
 # Statuses of a stream that broke on its way, for the metric (4.5); others are the server's answer.
@@ -138,7 +135,7 @@ class XdsClient:
         self._synced: Callable[[], None] = on_ready
         self._connections = 0
         self._healthy_since = math.inf  # when this stream brought its first response
-        self._fresh = 0  # resources since the last freeze
+        self._settling = Settling()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Connect again and again until cancelled; started once the first sync is done."""
@@ -212,7 +209,7 @@ class XdsClient:
                     stream.send(*pieces)
                 case Arrived():
                     self._store.apply(as_update(step))
-                    self._keep(len(step.resources))
+                    self._settling.came(len(step.resources))
                 case Handled():
                     self._note(step)
                 case Paused():
@@ -220,17 +217,6 @@ class XdsClient:
                 case _:
                     assert_never(step)
             await trio.lowlevel.checkpoint()
-
-    def _keep(self, resources: int) -> None:
-        """Take what large responses brought out of the collector's sight, as it comes.
-
-        Small ones stay in sight: freezing often would also keep other tasks' garbage for ever.
-        """
-        if resources >= LARGE_SLICE:
-            self._fresh += resources
-        if self._fresh >= FREEZE_RESOURCES:
-            self._fresh = 0
-            gc.freeze()
 
     def _note(self, handled: Handled) -> None:
         """Count, log and tell what came of a response."""

@@ -52,7 +52,17 @@ def cut(_: Request) -> Response:
     return Response(pieces=pieces())
 
 
-ROUTES = {"/": hello, "/broken": broken, "/long": long, "/cut": cut}
+def prepared(_: Request) -> Response:
+    found: list[bytes] = []
+
+    async def prepare() -> None:
+        await trio.lowlevel.checkpoint()
+        found.append(b"gathered\n")
+
+    return Response(pieces=(piece for piece in found), prepare=prepare)
+
+
+ROUTES = {"/": hello, "/broken": broken, "/long": long, "/cut": cut, "/prepared": prepared}
 
 
 async def ask(request: bytes, *, finish: bool = True) -> bytes:
@@ -76,6 +86,10 @@ def status_of(answer: bytes) -> int:
 
 def body_of(answer: bytes) -> bytes:
     return answer.partition(b"\r\n\r\n")[2]
+
+
+async def test_what_a_page_needs_is_awaited_before_it_is_made() -> None:
+    assert b"gathered" in await ask(b"GET /prepared HTTP/1.1\r\n\r\n")
 
 
 async def test_a_page_is_answered_and_the_connection_closed() -> None:

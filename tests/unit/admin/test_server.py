@@ -60,7 +60,7 @@ def body(response: Response) -> bytes:
 def an_admin(quit_: Quit | None = None) -> tuple[Routes, Pipeline]:
     pipeline = Pipeline(writer=LineWriter(-1))
     sections = {"version": constant(lambda: {"version": "1"}), "config": constant(dict)}
-    routes = admin_routes(sections=sections, pipeline=pipeline, shut_down=quit_ or Quit())
+    routes = admin_routes(sections=sections, levels=pipeline, shut_down=quit_ or Quit())
     return routes, pipeline
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from tests.support.builders import a_workload
 from tests.support.certs import AUTHORITY, a_certificate, a_name
 from ztunnel.config import Config
-from ztunnel.identity import node as module
 from ztunnel.identity.dev_ca import DevelopmentIssuer
 from ztunnel.identity.node import NodeCredentials, is_revoked
 from ztunnel.model.settings import ProxyMode
@@ -127,10 +127,20 @@ def test_loading_the_lists_is_counted(tmp_path: Path) -> None:
     assert 'ztunnel_crl_loads_total{result="failure"} 1' in "".join(metrics.text())
 
 
-def test_the_demand_for_post_quantum_groups_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    demanded: list[str] = []
-    monkeypatch.setattr(module, "restrict_groups", lambda group, why: demanded.append(group + why))
-    for wanted in (False, True):
-        config = replace(CONFIG, post_quantum_only=wanted)
-        NodeCredentials(config, Store(), Metrics(), DevelopmentIssuer(AUTHORITY))
-    assert demanded == ["X25519MLKEM768COMPLIANCE_POLICY=pqc"]
+async def test_what_comes_and_who_is_forgotten_is_passed_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    heard: list[tuple[str, bool]] = []
+    store = Store()
+    credentials = NodeCredentials(CONFIG, store, Metrics(), DevelopmentIssuer(AUTHORITY))
+    credentials.on_certificate = lambda identity, one: heard.append((str(identity), one is None))
+    pod = a_workload(node="node-1", protocol=TunnelProtocol.HBONE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(credentials.run)
+        store.apply(Update(workloads=[pod]))
+        await trio.sleep(1)
+        assert heard == [(str(pod.identity), False)]
+        store.apply(Update(removed_workloads=[pod.uid]))
+        await trio.sleep(120)
+        assert heard[1:] == [(str(pod.identity), True)]
+        nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certs import AUTHORITY, a_certificate, a_name, an_authority, an_established_pair
+from ztunnel.config import Config
 from ztunnel.errors import TlsError
 from ztunnel.tls import context as module
 from ztunnel.tls.context import TlsContexts
@@ -18,6 +19,14 @@ def test_a_context_is_made_once_per_certificate_and_role() -> None:
     assert contexts.server(certificate) is contexts.server(certificate)
     assert contexts.client(certificate) is contexts.client(certificate)
     assert contexts.server(certificate) is not contexts.client(certificate)
+
+
+def test_the_demand_for_post_quantum_groups_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    demanded: list[str] = []
+    monkeypatch.setattr(module, "restrict_groups", lambda group, why: demanded.append(group + why))
+    for wanted in (False, True):
+        TlsContexts.of(Config(post_quantum_only=wanted), None)
+    assert demanded == ["X25519MLKEM768COMPLIANCE_POLICY=pqc"]
 
 
 def test_a_renewed_certificate_takes_the_place_of_the_old_one() -> None:

@@ -95,6 +95,15 @@ def test_only_what_is_listed_is_revoked() -> None:
     assert revocations.revoked(links_of(fine)) is None
 
 
+def test_another_process_can_have_the_lists_in_force() -> None:
+    revoked, fine = a_certificate(), a_certificate()
+    first = in_force(AUTHORITY.revoke(revoked.serial, 1, 2))
+    second = Revocations()
+    second.replace([one for der in first.in_force() for one in parse_lists(der)])
+    assert second.revoked(links_of(revoked)) == links_of(revoked)[0]
+    assert second.revoked(links_of(fine)) is None
+
+
 def test_before_anything_is_loaded_nothing_is_revoked() -> None:
     assert Revocations().revoked(links_of(a_certificate())) is None
 

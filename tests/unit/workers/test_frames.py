@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, strategies as st
@@ -40,7 +41,7 @@ def test_cut_anywhere_the_same_frames_come_out(
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
     edges = sorted({0, *cuts, len(stream)})
     found: list[Frame] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         with_it = [fd for at, fd in fds_at.items() if start <= at < end]
         found += reader.receive(bytes(stream[start:end]), with_it)
     try:

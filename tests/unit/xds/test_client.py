@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.builders import a_policy, a_service, a_workload
 from ztunnel.errors import CallError
+from ztunnel.state import settling
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc_access import LOCAL
@@ -26,7 +27,6 @@ from ztunnel.wire.delta import (
 from ztunnel.wire.delta_server import ServerStream, Snapshot
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from ztunnel.xds import client as module
 from ztunnel.xds.backoff import MAX_SECONDS
 from ztunnel.xds.client import XdsClient, as_update
 from ztunnel.xds.demand import ABSENT_SECONDS, Answer, Demand
@@ -271,7 +271,7 @@ async def test_a_large_response_lets_others_in_between_whole_slices(
 async def test_large_responses_are_kept_from_the_collector_and_small_ones_are_not(
     autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FREEZE_RESOURCES", 200)
+    monkeypatch.setattr(settling, "FREEZE_RESOURCES", 200)
     lab = Lab()
     nursery.start_soon(lab.client.run)
     await wait_all_tasks_blocked()
