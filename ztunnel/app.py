@@ -7,17 +7,15 @@ finish within the deadline, then everything is cancelled.
 
 from __future__ import annotations
 
-import platform
 import signal
-import ssl
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
 import trio
 
+from ztunnel.admin.build import build_info
 from ztunnel.admin.config_dump import (
     ListSection,
     MapSection,
@@ -29,6 +27,7 @@ from ztunnel.admin.config_dump import (
 from ztunnel.admin.readiness import (
     PROXY,
     STATE_MANAGER,
+    WORKERS,
     WORKLOAD_MANAGER,
     Readiness,
 )
@@ -57,6 +56,7 @@ from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.telemetry.metrics import Metrics, outcome_of
 from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.wire.zds import PodInfo
+from ztunnel.workers.pool import WorkerPool
 from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
 from ztunnel.xds.local_watch import SETTLE_SECONDS, LocalConfigWatch
@@ -105,12 +105,28 @@ class Application:
             demand=self.demand,
         )
         self.pods = PodManager(self.node)
+        self.workers = self._make_workers()  # in place of `pods`, if several are wanted
         self.dedicated: WorkloadProxy | None = None
         self.own: WorkloadProxy | None = None  # in front of our own endpoints
         self.readiness = Readiness(
             STATE_MANAGER, WORKLOAD_MANAGER if config.mode is ProxyMode.SHARED else PROXY
         )
         self.draining = trio.Event()
+
+    def _make_workers(self) -> WorkerPool | None:
+        if self.config.worker_threads == 1:
+            return None
+        if self.config.mode is not ProxyMode.SHARED:
+            log.warning("one process serves", reason="ZTUNNEL_WORKER_THREADS needs shared mode")
+            return None
+        return WorkerPool(
+            self.config,
+            store=self.store,
+            credentials=self.credentials,
+            demand=self.demand,
+            metrics=self.metrics,
+            on_up=self._on_workers_up,
+        )
 
     async def run(self) -> None:
         """Serve until told to stop; then drain and return.
@@ -123,7 +139,7 @@ class Application:
             prove_privileges(self.config)
         async with trio.open_nursery() as root:
             root.start_soon(PIPELINE.writer.run)
-            root.start_soon(watch_loop, self.metrics, self.reactor.take_longest_stall)
+            root.start_soon(watch_loop, self.metrics, self.node.reactor.take_longest_stall)
             root.start_soon(self._obey_signals, root.cancel_scope)
             async with trio.open_nursery() as services:
                 await self._serve_operators(services)
@@ -153,12 +169,19 @@ class Application:
                 self.config.admin_port, mend="proxyAdminPort in PROXY_CONFIG changes it"
             )
             undo.pop_all()
+        workers = self.workers
         pages = admin_routes(
-            sections=self._sections(), levels=PIPELINE, shut_down=self.draining.set
+            sections=self._sections(),
+            levels=workers or PIPELINE,
+            shut_down=self.draining.set,
+            prepare=None if workers is None else workers.gather_connections,
         )
+        exposed = stats_routes(self.metrics)
+        if workers is not None:
+            exposed = stats_routes(workers, workers.gather_metrics)
         for component, listeners, routes in (
             ("readiness", [ready], readiness_routes(self.readiness)),
-            ("stats", [stats], stats_routes(self.metrics)),
+            ("stats", [stats], exposed),
             ("admin", admin, pages),
         ):
             for listener in listeners:
@@ -208,9 +231,12 @@ class Application:
             await self._serve_one(nursery)
 
     async def _serve_pods(self, nursery: trio.Nursery) -> None:
-        await nursery.start(self.pods.run)
+        handler = self.workers or self.pods
+        await self._until_draining(partial(nursery.start, handler.run))
+        if self.draining.is_set():
+            return
         await self._serve_ourselves(nursery)
-        link = AgentLink(str(self.config.inpod_socket), self.pods, on_state=self._on_link_state)
+        link = AgentLink(str(self.config.inpod_socket), handler, on_state=self._on_link_state)
         nursery.start_soon(self._until_draining, link.run)
 
     async def _serve_ourselves(self, nursery: trio.Nursery) -> None:
@@ -268,7 +294,7 @@ class Application:
         seconds = self.config.drain_seconds
         log.info("draining", deadline_seconds=seconds)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.pods.drain, seconds)
+            nursery.start_soon((self.workers or self.pods).drain, seconds)
             for proxy in (self.dedicated, self.own):
                 if proxy is not None:
                     nursery.start_soon(proxy.drain, seconds)
@@ -281,6 +307,12 @@ class Application:
             self._ready(WORKLOAD_MANAGER)
         else:
             self.readiness.register(WORKLOAD_MANAGER)
+
+    def _on_workers_up(self, is_any_up: bool) -> None:  # noqa: FBT001 - a callback
+        if is_any_up:
+            self._ready(WORKERS)
+        else:
+            self.readiness.register(WORKERS)
 
     def _ready(self, task: str) -> None:
         left = self.readiness.clear(task)
@@ -296,7 +328,11 @@ class Application:
                 key=lambda one: str(one.identity),
                 show=certificate_to_dict,
             ),
-            "workloadState": MapSection(items=lambda: list(self.pods.pods.items()), show=_show_pod),
+            "workloadState": (
+                MapSection(items=lambda: list(self.pods.pods.items()), show=_show_pod)
+                if self.workers is None
+                else self.workers.section()
+            ),
             "stagedServices": constant(dict),
             "staticConfig": constant(lambda: static_config(self._static_in_force(), self.store)),
             "version": constant(partial(build_info, self.config)),
@@ -317,19 +353,6 @@ def _show_pod(pod: ServedPod) -> dict[str, object]:
         outbound=list(live.outbound),
         is_up=True,
     )
-
-
-def build_info(config: Config) -> dict[str, object]:
-    """Say what this build is (dns-and-observability.md 4.6)."""
-    return {
-        "version": package_version("ztunnel"),
-        "gitRevision": "unknown",
-        "pythonVersion": platform.python_version(),
-        "buildProfile": "release",
-        "buildStatus": "unknown",
-        "istioVersion": config.istio_version,
-        "cryptoProvider": ssl.OPENSSL_VERSION,
-    }
 
 
 async def run(config: Config) -> None:

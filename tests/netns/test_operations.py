@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import trio
 import yaml
 
 from tests.support.builders import an_identity
-from tests.support.peers import read_to_end
+from tests.support.operators import connect, http
 from tests.support.scripted import a_scripted_client
 from ztunnel.devmesh.cluster import Cluster, Node
 from ztunnel.devmesh.node_proxy import NodeProxy, running_node_proxy
@@ -59,20 +58,6 @@ async def a_node_proxy(
         ) as proxy:
             await proxy.lines.wait_for("static configuration loaded", seconds=20)
             yield proxy, node, authority
-
-
-async def connect(node: Node, port: int, host: str = "127.0.0.1") -> trio.SocketStream:
-    sock = trio.socket.from_stdlib_socket(node.netns.call(socket.socket))
-    await sock.connect((host, port))
-    return trio.SocketStream(sock)
-
-
-async def http(node: Node, port: int, request: str) -> tuple[str, bytes]:
-    async with await connect(node, port) as stream:
-        await stream.send_all(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        with trio.fail_after(10):
-            head, _, body = (await read_to_end(stream)).partition(b"\r\n\r\n")
-    return head.decode().splitlines()[0], body
 
 
 async def test_readiness_waits_for_the_node_agent_and_says_so(tmp_path: Path) -> None:

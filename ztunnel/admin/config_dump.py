@@ -247,7 +247,7 @@ def pod_to_dict(
     return shown
 
 
-def connection_to_dict(connection: Shown) -> dict[str, object]:
+def connection_to_dict(connection: Shown) -> dict[str, str | None]:
     """Show one connection in progress."""
     actual = connection.actual
     return {

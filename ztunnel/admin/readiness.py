@@ -6,6 +6,7 @@ STATE_MANAGER = "state manager"  # until the first xDS sync
 WORKLOAD_MANAGER = "workload proxy manager"  # until the node agent's snapshot is served
 PROXY = "proxy"
 DNS_PROXY = "dns proxy"
+WORKERS = "workers"  # while no data-path process is up, where there are several
 
 
 class Readiness:

@@ -39,6 +39,8 @@ important ones:
   CRL_PATH             revocation lists, followed as they change
   NODE_NAME, NETWORK   who we are
   UNSTABLE_ENABLE_SOCKS5  true: take SOCKS5 on the pod's loopback, port 15080
+  ZTUNNEL_WORKER_THREADS  data-path processes in shared mode: a number, 50% of the CPUs, 0 for all
+                       of them (default 1)
   ZTUNNEL_LOAD_BALANCING  random (default) or least-connections, among equal endpoints
   RUST_LOG, LOG_FORMAT log levels; plain or json
 """
@@ -54,6 +56,7 @@ def main(words: Sequence[str]) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "proxy": proxy,
         "demo": demo,
+        "worker": worker,  # not for people: see `cli.worker`
         "version": version,
         "--version": version,
         "help": help_,
@@ -77,6 +80,15 @@ def proxy(words: Sequence[str]) -> int:
     from ztunnel.cli.proxy import run_proxy  # noqa: PLC0415 - loads trio, ssl and the rest
 
     return run_proxy()
+
+
+def worker(words: Sequence[str]) -> int:
+    """Run one of several data paths; its parent starts it."""
+    if words:
+        return refuse("worker", words, USAGE)
+    from ztunnel.cli.worker import run_worker_process  # noqa: PLC0415 - loads trio, ssl and more
+
+    return run_worker_process()
 
 
 def demo(words: Sequence[str]) -> int:

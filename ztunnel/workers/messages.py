@@ -106,6 +106,13 @@ class ShowConnections:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Show that you are alive. Answered by `Done`."""
+
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Accept nothing more and let connections end for so long. Answered by `Done`."""
 
@@ -124,6 +131,7 @@ Order = (
     | Levels
     | ShowMetrics
     | ShowConnections
+    | Ping
     | Drain
 )
 
