@@ -16,7 +16,7 @@ test: ## The whole test suite, with real namespaces and a real Envoy (needs root
 
 bench: ## Measure beside Envoy, five rounds, and rewrite docs/performance.md (needs root; some twenty minutes)
 	@.ci/prepare.sh bench
-	@.venv/bin/python -m perf --docs
+	@.venv/bin/python -m perf --docs --workers 2
 
 bench-trixie: ## The same on Debian 13's Python and OpenSSL, in a system made for it (needs root and debootstrap)
 	@perf/debian13.sh --docs

@@ -74,6 +74,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against", type=Path, metavar="TREE", help="measure our code of another checkout too"
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="measure ours with N data-path processes too"
+    )
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout that is ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument("--docs", action="store_true", help="rewrite docs/performance.md")
@@ -136,11 +139,18 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
     if wanted is None or "envoy" in wanted:
         known.append(Envoy(find_envoy()))
     known.append(NodeProxies("ours", tree=options.tree.resolve()))
+    if options.workers is not None:
+        known.append(with_workers(options.workers, options.tree.resolve()))
     if options.peer is not None:
         known.append(NodeProxies("peer", (str(options.peer.resolve()),)))
     if options.against is not None:
         known.append(NodeProxies("before", tree=options.against.resolve()))
     return [one for one in known if wanted is None or one.name in wanted]
+
+
+def with_workers(count: int, tree: Path) -> NodeProxies:
+    settings = {"ZTUNNEL_WORKER_THREADS": str(count)}
+    return NodeProxies(f"{count} workers", settings=settings, tree=tree)
 
 
 def chosen(names: list[str]) -> list[Question]:

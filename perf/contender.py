@@ -12,6 +12,7 @@ import trio
 
 from cni.redirect.apply import apply_redirect, remove_redirect
 from cni.redirect.plan import RedirectPlan
+from perf.processes import family
 from perf.track import APP_PORT, SERVER_IP, Track
 from ztunnel.devmesh.cluster import Member
 from ztunnel.identity.dev_ca import DevelopmentCa
@@ -64,9 +65,9 @@ class Running:
     plane: trio.Process | None = None
 
     @property
-    def pids(self) -> tuple[int, int]:
-        """The processes in the order in which results name them."""
-        return self.client.pid, self.server.pid
+    def ends(self) -> tuple[list[int], list[int]]:
+        """The processes of each end, in the order in which results name them, workers and all."""
+        return family(self.client.pid), family(self.server.pid)
 
 
 class Contender(Protocol):

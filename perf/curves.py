@@ -17,7 +17,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from perf.memory import private_kib
+from perf.processes import private_kib
 from ztunnel.decide.authorize import Permit, authorize
 from ztunnel.decide.route import Hop, OutboundRequest, route
 from ztunnel.model.flow import Flow

@@ -16,8 +16,8 @@ from statistics import median
 from perf.contender import Wish
 from perf.curves import ENDPOINTS_EACH, Point
 from perf.load import Load
-from perf.memory import KIB_PER_MIB, resident_kib
 from perf.node_proxies import NodeProxies
+from perf.processes import KIB_PER_MIB, resident_kib
 from perf.rounds import Lane, Progress, lanes
 from perf.shapes import SHAPES
 from perf.stalls import TARGET, take_mesh
@@ -106,16 +106,16 @@ async def _ready(
 
 async def _visit(lane: Lane, load: Load) -> Point:
     assert lane.running is not None
-    client, pids = lane.track.client, lane.running.pids
+    client, ends = lane.track.client, lane.running.ends
     connect, echo = (
         next(shape for shape in SHAPES if shape.name == name)
         for name in ("connect-16", "echo-64-1")
     )
-    opened = connect.values(await load.run(client, connect.command(lane.track, SECONDS), pids))
-    echoed = echo.values(await load.run(client, echo.command(lane.track, SECONDS), pids))
+    opened = connect.values(await load.run(client, connect.command(lane.track, SECONDS), ends))
+    echoed = echo.values(await load.run(client, echo.command(lane.track, SECONDS), ends))
     return {
         "connect_per_s": opened["per_s"],
         "connect_us": opened["cpu"],
         "echo_p50_us": echoed["p50_us"],
-        "client_mib": resident_kib(pids[0]) / KIB_PER_MIB,
+        "client_mib": sum(map(resident_kib, ends[0])) / KIB_PER_MIB,
     }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,17 @@ class Load:
         self.program = program
 
     async def run(
-        self, member: Member, words: Sequence[str], pids: Sequence[int] = ()
+        self, member: Member, words: Sequence[str], ends: Sequence[Sequence[int]] = ()
     ) -> dict[str, Any]:
-        """Run one load to its end; returns what it measured, `cpu` in the order of `pids`.
+        """Run one load to its end; returns what it measured, `cpu` for each of `ends`.
+
+        An end is the processes there, of which the CPU is added up.
 
         Raises:
             LoadError: a connection broke, or nothing came back in time.
         """
-        command = member.command(str(self.program), *words, *map(str, pids))
+        pids = [str(pid) for end in ends for pid in end]
+        command = member.command(str(self.program), *words, *pids)
         with trio.move_on_after(PATIENCE_SECONDS):
             done = await trio.run_process(
                 command, capture_stdout=True, capture_stderr=True, check=False
@@ -65,7 +69,8 @@ class Load:
                 said = done.stderr.decode(errors="replace").strip()
                 raise LoadError(f"{' '.join(words)}: {said or done.returncode}")
             found: dict[str, Any] = json.loads(done.stdout)
-            return found
+            used = iter(found["cpu"])
+            return {**found, "cpu": [sum(islice(used, len(end))) for end in ends]}
         raise LoadError(f"{' '.join(words)}: nothing within {PATIENCE_SECONDS:g} s")
 
     @asynccontextmanager

@@ -57,10 +57,10 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
     load = Load(build(folder))
     async with lanes([ours], shape.wish, load, folder) as (lane,):
         assert lane.running is not None
-        pid = lane.running.pids[NODES.index(node)]
+        pid = (lane.running.client, lane.running.server)[NODES.index(node)].pid
         recorder = native_recorder(pid, profile) if options.native else None
         command = shape.command(lane.track, options.seconds)
-        print(shape.values(await load.run(lane.track.client, command, lane.running.pids)))
+        print(shape.values(await load.run(lane.track.client, command, lane.running.ends)))
         if recorder is not None:
             recorder.terminate()
             recorder.wait()

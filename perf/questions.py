@@ -18,9 +18,9 @@ import trio
 from cni.agent.errors import NoProxyError
 from perf.contender import USUAL, Contender, ContenderError, Running, Wish
 from perf.load import Load, LoadError
-from perf.memory import KIB_PER_MIB, cpu_seconds, private_kib, resident_kib
 from perf.mesh_file import NAMESPACE, NODES
 from perf.node_proxies import NodeProxies, info, running_authority
+from perf.processes import KIB_PER_MIB, cpu_seconds, private_kib, resident_kib
 from perf.rounds import Lane, Progress, Sample, lanes
 from perf.shapes import HANDSHAKES, SHAPES, Metric, Question, Values
 from perf.stalls import MESH, P99_METRICS, STALL_METRICS, TARGET, stalls, take_mesh
@@ -115,7 +115,7 @@ async def _weighed(
     apart = wish.tunnel_per_connection
     async with lanes([contender], wish, load, folder) as (lane,):
         assert lane.running is not None
-        fresh = [resident_kib(pid) / KIB_PER_MIB for pid in lane.running.pids]
+        fresh = [sum(map(resident_kib, end)) / KIB_PER_MIB for end in lane.running.ends]
         async with load.held(lane.track, TARGET, WARMED_BY, sources=apart):
             before = _private(lane.running)
             async with load.held(lane.track, TARGET, count, sources=apart):
@@ -146,7 +146,7 @@ async def _weighed_again(lane: Lane, load: Load, count: int, seconds: float) -> 
 
 
 def _private(running: Running) -> list[int]:
-    return [private_kib(pid) for pid in running.pids]
+    return [sum(map(private_kib, end)) for end in running.ends]
 
 
 async def first_byte(contender: Contender, load: Load, folder: Path) -> Values:
@@ -210,9 +210,9 @@ async def idle_cpu(contender: Contender, load: Load, folder: Path) -> Values:
         assert lane.running is not None
         async with load.held(lane.track, TARGET, WARMED_BY, sources=False):
             await trio.sleep(SETTLED_SECONDS)
-            before = [cpu_seconds(pid) for pid in lane.running.pids]
+            before = [sum(map(cpu_seconds, end)) for end in lane.running.ends]
             await trio.sleep(IDLE_SECONDS)
-            after = [cpu_seconds(pid) for pid in lane.running.pids]
+            after = [sum(map(cpu_seconds, end)) for end in lane.running.ends]
     used = [(b - a) / IDLE_SECONDS * 1000 for a, b in zip(before, after, strict=True)]
     return {"cpu_ms": sum(used), "cpu_ms_client": used[0], "cpu_ms_server": used[1]}
 
@@ -248,7 +248,7 @@ async def _learned(
 ) -> Values:
     async with lanes([contender], Wish(plane=sizes), load, folder) as (lane,):
         assert lane.running is not None
-        pid = lane.running.pids[0]
+        pid = lane.running.client.pid
         began, before = time.perf_counter(), cpu_seconds(pid)
         await take_mesh(lane.running, folder / contender.name)
         values = {"wall_s": time.perf_counter() - began, "cpu_s": cpu_seconds(pid) - before}

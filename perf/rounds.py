@@ -125,9 +125,10 @@ async def measure(
 async def _one(shape: Shape, lane: Lane, load: Load, turn: int, seconds: float) -> list[Sample]:
     if not lane.takes(shape):
         return []
-    pids = lane.running.pids if lane.running else ()
+    ends = lane.running.ends if lane.running else ()
     try:
-        found = await load.run(lane.track.client, shape.command(lane.track, seconds), pids)
+        words = shape.command(lane.track, seconds)
+        found = await load.run(lane.track.client, words, ends)
         check(shape, found)
     except LoadError as error:
         sys.stderr.write(f"\n{lane.contender.name}: {error}\n")

@@ -76,7 +76,7 @@ class Course:
     idle_p99_us: float = 0.0
     stall: float = 0.0  # seconds: the longest that a scrape told of
 
-    async def disturb(self, key: str, action: Callable[[], Awaitable[None]] = nothing) -> None:
+    async def disturb(self, key: str, action: Callable[[], Awaitable[object]] = nothing) -> None:
         """Run the ping-pong, and `action` beside it."""
         for _ in range(2):  # what was before does not count, nor does the first scrape itself
             page = await self.scrape()

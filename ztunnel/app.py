@@ -145,6 +145,8 @@ class Application:
                 await self._serve_operators(services)
                 services.start_soon(self.node.reactor.run)
                 await services.start(self.credentials.run)
+                if self.workers is not None:  # they start while we learn the state
+                    services.start_soon(self.workers.run)
                 await self._learn_state(services)
                 if not self.draining.is_set():
                     await self._serve(services)
@@ -232,7 +234,10 @@ class Application:
 
     async def _serve_pods(self, nursery: trio.Nursery) -> None:
         handler = self.workers or self.pods
-        await self._until_draining(partial(nursery.start, handler.run))
+        if self.workers is not None:
+            await self._until_draining(self.workers.begin)
+        else:
+            await nursery.start(self.pods.run)
         if self.draining.is_set():
             return
         await self._serve_ourselves(nursery)

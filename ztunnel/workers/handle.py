@@ -75,6 +75,7 @@ class Control:
     revocations: Revocations | None
     demand: AddressSource | None
     pods: Mapping[PodUid, WantedPod]
+    synced: trio.Event  # the store holds what it needs to judge connections
     changed: Callable[[], None]  # called when a worker is up, or has served or left a pod
 
 
@@ -163,10 +164,11 @@ class WorkerHandle:
         self.tell(Begin(control.config, self.number, str(PIPELINE.filter)))
         with trio.move_on_after(START_SECONDS) as starting:
             await self._ready.wait()
-            self._tell_security()
-            await self._tell_state()
         if starting.cancelled_caught:
             raise UnreachableError(f"worker {self.number} was not up within {START_SECONDS:g} s")
+        self._tell_security()
+        await control.synced.wait()
+        await self._tell_state()
         self.is_up = True
         control.changed()
         assert self._tasks is not None

@@ -76,6 +76,7 @@ class WorkerPool:
             revocations=credentials.revocations,
             demand=demand,
             pods=self._pods,
+            synced=trio.Event(),
             changed=self._on_progress,
         )
         self._handles: dict[int, WorkerHandle] = {}
@@ -100,8 +101,8 @@ class WorkerPool:
 
     # Running.
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the workers until cancelled; started when each was up, or has failed, once."""
+    async def run(self) -> None:
+        """Keep the workers until cancelled; they take pods once we have been told to `begin`."""
         with ExitStack() as undo:
             self._credentials.on_certificate = self._on_certificate
             if self._credentials.revocations is not None:
@@ -109,9 +110,13 @@ class WorkerPool:
             async with trio.open_nursery() as nursery:
                 for number in range(self._count):
                     nursery.start_soon(self._keep, number)
-                while len(self._tried) < self._count:
-                    await self._wait_progress()
-                task_status.started()
+
+    async def begin(self) -> None:
+        """Let pods be served: the store is filled. Waits until each worker was up or has failed."""
+        await trio.lowlevel.checkpoint()
+        self._control.synced.set()
+        while len(self._tried) < self._count:
+            await self._wait_progress()
 
     async def _keep(self, number: int) -> None:
         """Have one worker run, and another in its place when it ends, until we drain."""

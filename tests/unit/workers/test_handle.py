@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support.builders import a_policy, a_workload, an_identity
 from tests.support.certs import AUTHORITY
@@ -142,9 +143,11 @@ async def a_scene(monkeypatch: pytest.MonkeyPatch, **control: Any) -> AsyncItera
     certificates = CertificateManager(
         DevelopmentIssuer(AUTHORITY), clock=wall_clock, random=random.Random(1)
     )
+    synced = trio.Event()
+    synced.set()
     known = Control(
         config=Config(), store=store, certificates=certificates, revocations=None,
-        demand=Demand(store), pods=pods, changed=lambda: None,
+        demand=Demand(store), pods=pods, synced=synced, changed=lambda: None,
     )  # fmt: skip
     known = replace(known, **control)
     process = FakeProcess()
@@ -189,6 +192,20 @@ async def test_a_new_worker_is_told_all_before_any_pod(monkeypatch: pytest.Monke
         told = (await scene.worker.next(Apply)).update
         assert (told.workloads, told.policies) == ((a_workload(),), (a_policy(),))
         assert len(scene.worker.fds) == 1
+
+
+async def test_no_pod_is_served_before_the_state_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_scene(monkeypatch, synced=trio.Event()) as scene:
+        await scene.worker.next(Begin)
+        scene.worker.answer(Ready())
+        with PodNetns.open("/proc/self/ns/net") as netns:
+            scene.pods[CART] = WantedPod(INFO, netns)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not scene.handle.is_up
+            scene.control.store.apply(Update(policies=[a_policy()]))
+            scene.control.synced.set()
+            await scene.worker.next(Serve)
+        assert (await scene.worker.next(Apply)).update.policies == (a_policy(),)
 
 
 async def test_changes_follow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,16 @@
-"""What a process holds and uses, as the kernel counts it."""
+"""Which processes make up a contender, and what they hold and use, as the kernel counts it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 KIB_PER_MIB = 1024
+
+
+def family(pid: int) -> list[int]:
+    """Give a process and its children, which are the data paths of one that has several."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [pid, *map(int, children.split())]
 
 
 def resident_kib(pid: int) -> int:
