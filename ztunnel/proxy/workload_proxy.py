@@ -191,7 +191,9 @@ class WorkloadProxy:
             await self._drain_connections(seconds)
 
     async def _drain_connections(self, seconds: float) -> None:
-        self._close_listeners()
+        for listener in self._listeners:
+            listener.finish()
+        self._listeners.clear()
         self.tunnels.drain()
         stagger = min(STAGGER_SECONDS_MOST, seconds * STAGGER_SHARE)
         with trio.move_on_after(seconds - stagger) as scope:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ztunnel.model.network import Endpoint
 from ztunnel.telemetry.log import get
+from ztunnel.transport.sockets import LISTEN_BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,24 +60,22 @@ class Listener:
         if self._pause is not None or self.sock.fileno() < 0:
             return
         for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, address = self.sock.accept()
-            except BlockingIOError:
+            if not self._accept_one():
                 return
-            except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    self._slow_down(error)
-                    return
-                log.debug("accept failed", component=self.component, error=str(error))
-                continue
-            self._delay = BACK_OFF_FIRST_SECONDS
-            try:
-                sock.settimeout(0)  # non-blocking
-                self._accepted(sock, Endpoint.of(address))
-            except Exception:
-                sock.close()
-                raise
         self._reactor.again(self)
+
+    def finish(self) -> None:
+        """Accept all who wait, then close: the kernel resets whoever is in the queue at that time.
+
+        So a successor on the same port takes over with next to no connection lost.
+        """
+        try:
+            for _ in range(LISTEN_BACKLOG):
+                if not self._accept_one():
+                    break
+        except Exception:  # a bug with one of them; those accepted before are served
+            log.exception("accepted connection was dropped", component=self.component)
+        self.close()
 
     def close(self) -> None:
         """Stop accepting and give the port back."""
@@ -89,6 +88,27 @@ class Listener:
         """Carry on: one connection's failure must not close the door for all."""
         log.error("accepted connection was dropped", component=self.component, error=str(error))
         self._reactor.again(self)
+
+    def _accept_one(self) -> bool:
+        """Accept a connection; whether there may be another."""
+        try:
+            sock, address = self.sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                self._slow_down(error)
+                return False
+            log.debug("accept failed", component=self.component, error=str(error))
+            return True
+        self._delay = BACK_OFF_FIRST_SECONDS
+        try:
+            sock.settimeout(0)  # non-blocking
+            self._accepted(sock, Endpoint.of(address))
+        except Exception:
+            sock.close()
+            raise
+        return True
 
     def _slow_down(self, error: OSError) -> None:
         self.pauses += 1

@@ -65,6 +65,33 @@ async def test_a_crowd_is_taken_in_turns_and_nobody_is_forgotten(monkeypatch) ->
         door.close()
 
 
+async def test_whoever_waits_at_the_end_is_still_taken() -> None:
+    async with a_reactor() as reactor:
+        heard = Heard()
+        door = Listener(reactor, listening(), heard.ended, component="inbound")
+        callers = [socket.create_connection(door.sock.getsockname()) for _ in range(7)]
+        door.finish()  # the reactor has not had a turn
+        assert len(heard.heard("ended")) == 7
+        for accepted, _ in heard.heard("ended"):
+            accepted.sendall(b"?")
+            accepted.close()
+        for caller in callers:
+            with caller:
+                assert caller.recv(1) == b"?"
+
+
+async def test_a_bug_at_the_end_closes_the_door_nevertheless() -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    async with a_reactor() as reactor:
+        door = Listener(reactor, listening(), broken, component="inbound")
+        with socket.create_connection(door.sock.getsockname()) as caller:
+            door.finish()
+            assert caller.recv(1) == b""
+        assert door.sock.fileno() < 0
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 async def test_out_of_resources_it_pauses_longer_and_longer_and_then_goes_on(
     code: int, monkeypatch
