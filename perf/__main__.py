@@ -26,6 +26,7 @@ from perf.results import Results, machine
 from perf.rounds import measure
 from perf.shapes import QUICK, SHAPES, Question, Shape
 from perf.units import in_a_process
+from ztunnel.errors import first
 
 EVERYTHING: tuple[Question, ...] = (*SHAPES, *QUESTIONS)
 
@@ -159,13 +160,6 @@ def chosen(names: list[str]) -> list[Question]:
         if not any(question.name.startswith(name) for question in EVERYTHING):
             raise ValueError(f"nothing is called {name}; see --list")
     return [one for one in EVERYTHING if not names or one.name.startswith(tuple(names))]
-
-
-def first(error: BaseException) -> BaseException:
-    """Give the first error of a group, however deep it lies."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 if __name__ == "__main__":

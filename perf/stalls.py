@@ -78,9 +78,10 @@ class Course:
 
     async def disturb(self, key: str, action: Callable[[], Awaitable[object]] = nothing) -> None:
         """Run the ping-pong, and `action` beside it."""
-        for _ in range(2):  # what was before does not count, nor does the first scrape itself
-            page = await self.scrape()
-            await trio.sleep(PROBED_SECONDS)
+        await self.scrape()  # what was before does not count, nor does this scrape itself
+        await trio.sleep(PROBED_SECONDS)
+        page = await self.scrape()
+        await trio.sleep(PROBED_SECONDS)
         self.stall = 0.0
         p99 = await self._ping_pong(action)
         await trio.sleep(PROBED_SECONDS)

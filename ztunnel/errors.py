@@ -160,3 +160,10 @@ class ConfigError(ZtunnelError):
 
 class PrivilegeError(ConfigError):
     """Startup only; a capability or kernel feature that we need is missing."""
+
+
+def first(error: BaseException) -> BaseException:
+    """Return the first error of a group, however deep it lies."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -17,6 +17,7 @@ from ztunnel.errors import (
     TunnelError,
     UnreachableError,
     ZtunnelError,
+    first,
 )
 
 FLAGS = {
@@ -75,3 +76,9 @@ def test_a_refused_connect_keeps_its_status() -> None:
 
 def test_lacking_a_privilege_is_a_startup_error() -> None:
     assert issubclass(PrivilegeError, ConfigError)
+
+
+def test_the_first_error_of_a_group_however_deep() -> None:
+    cause = DrainError("first")
+    assert first(cause) is cause
+    assert first(ExceptionGroup("", [ExceptionGroup("", [cause]), DeniedError("second")])) is cause

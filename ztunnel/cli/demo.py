@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from ztunnel.cli.proxy import first
 from ztunnel.devmesh import kept
 from ztunnel.devmesh.demo import seconds_since, take_tour
 from ztunnel.devmesh.kube_mesh import kube_mesh
 from ztunnel.devmesh.mesh import DevMesh
-from ztunnel.errors import ZtunnelError
+from ztunnel.errors import ZtunnelError, first
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

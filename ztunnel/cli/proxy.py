@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import trio
 
 from ztunnel.app import run
+from ztunnel.cli.complaint import complain
 from ztunnel.config import Config
-from ztunnel.errors import ConfigError
+from ztunnel.errors import ConfigError, first
 from ztunnel.telemetry.log import PIPELINE, get
 
 
@@ -26,18 +26,3 @@ def run_proxy() -> int:
     except* ConfigError as group:
         status = complain(first(group))
     return status
-
-
-def first(error: BaseException) -> BaseException:
-    """Return the first error of a group, however deep it lies."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def complain(error: BaseException) -> int:
-    """Say what stopped the start, a line for each problem."""
-    PIPELINE.writer.flush(1.0)
-    for line in str(error).splitlines():
-        sys.stderr.write(f"ztunnel: {line}\n")
-    return 1

@@ -8,8 +8,8 @@ import sys
 
 import trio
 
-from ztunnel.cli.proxy import complain, first
-from ztunnel.errors import ConfigError, PeerError
+from ztunnel.cli.complaint import complain
+from ztunnel.errors import ConfigError, PeerError, first
 from ztunnel.linux.parent import die_with_parent
 from ztunnel.workers.worker import run_worker
 

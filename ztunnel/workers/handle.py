@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from ztunnel.errors import IdentityError, PeerError, UnreachableError, ZtunnelError
+from ztunnel.errors import IdentityError, PeerError, UnreachableError, ZtunnelError, first
 from ztunnel.model.identity import Identity
 from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.workers.feed import Feed
@@ -110,7 +110,7 @@ class WorkerHandle:
                 nursery.start_soon(self._guide)
                 await self._link.run(self._received)
         except* (PeerError, UnreachableError) as group:
-            problem = str(_first(group))
+            problem = str(first(group))
         except* Exception:  # a bug of ours costs this worker, and no other
             log.exception("a worker's guide failed unexpectedly", worker=self.number)
             problem = "a bug in the control process"
@@ -283,10 +283,3 @@ class WorkerHandle:
             self._write(self._lines.receive(data))
         self._write(self._lines.end())
         return self.process.close()
-
-
-def _first(error: BaseException) -> BaseException:
-    """Give the first error of a group, however deep it lies."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
