@@ -30,6 +30,7 @@ class Lab:
         self.peers: list[TunnelPair] = []
         self.peer_settings = HboneSettings()
         self.fail_with: Exception | None = None
+        self.leaving = 0  # so many dials meet a peer that drains
         self.gate = trio.Event()  # dials wait for it
         self.gate.set()
         limits = {"streams_per_tunnel": 3, "idle_seconds": 60.0, "dial_seconds": 5.0} | limits
@@ -53,6 +54,9 @@ class Lab:
         )
         pair.client._owner = owner
         self.peers.append(pair)
+        if self.leaving:
+            self.leaving -= 1
+            pair.server.drain()
         return pair.client
 
     async def open(self, key: PoolKey = KEY) -> Any:

@@ -38,6 +38,8 @@ SPREAD_MOST = 4
 """How many tunnels a busy destination gets before its streams fill them up."""
 NEGATIVE_SECONDS = 0.5
 """How long a failed dial answers for later callers; short, as peers come up at any moment."""
+LEAVING_MOST = 4
+"""How often in a row a dial may meet a process that drains, while others listen on its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +253,7 @@ class Pool:
         attempt.error = DrainError("pool draining")  # what a cancelled dial leaves behind
         try:
             with trio.fail_after(self._dial_seconds):
-                tunnel = await self._dial(key, permit, self)
-                await self._usable(tunnel)
+                tunnel = await self._dial_usable(key, permit)
             self._take_in(key, entry, tunnel)
             attempt.tunnel, attempt.error = tunnel, None
             entry.failure = None
@@ -276,7 +277,23 @@ class Pool:
             entry.attempt = None
             attempt.done.set()
 
-    async def _usable(self, tunnel: Tunnel) -> None:
+    async def _dial_usable(self, key: PoolKey, permit: Permit) -> Tunnel:
+        """Dial, and again where we met a peer that was just leaving: others have its port.
+
+        Raises:
+            ZtunnelError | OSError: the dial failed, or each of them was leaving.
+        """
+        for _ in range(LEAVING_MOST):
+            tunnel = await self._dial(key, permit, self)
+            await self._settled(tunnel)
+            if self._closed or tunnel.accepts_streams:
+                return tunnel
+            if tunnel.closed_because is not None:
+                raise tunnel.closed_because
+            tunnel.close()
+        raise DrainError("pool draining")
+
+    async def _settled(self, tunnel: Tunnel) -> None:
         """Wait for the peer's settings: only then is its limit of streams known (17.5)."""
         if tunnel.core.settings_received or tunnel.closed:
             await trio.lowlevel.checkpoint()
@@ -288,8 +305,6 @@ class Pool:
                 self._ready.pop(tunnel, None)
                 if not tunnel.core.settings_received:
                     tunnel.close()
-        if tunnel.closed:
-            raise tunnel.closed_because or DrainError("pool draining")
 
     def _take_in(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
         """Own a tunnel that is up, unless it is of no use to anybody.

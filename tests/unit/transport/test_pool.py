@@ -188,6 +188,23 @@ async def test_a_pool_whose_dials_are_cancelled_tells_the_waiting_and_leaves_not
     assert open_descriptors() <= before + 1
 
 
+async def test_who_meets_a_peer_that_is_leaving_is_led_to_another() -> None:
+    async with a_lab() as lab:
+        lab.leaving = 2
+        tunnel, stream = await lab.open()
+        assert tunnel is lab.peers[2].client
+        assert all(pair.client.closed for pair in lab.peers[:2])
+        end(tunnel, stream)
+
+
+async def test_a_peer_that_is_always_leaving_is_not_dialled_for_ever() -> None:
+    async with a_lab() as lab:
+        lab.leaving = 99
+        with pytest.raises(DrainError, match="pool draining"):
+            await lab.open()
+        assert len(lab.dialled) == module.LEAVING_MOST
+
+
 async def test_a_peer_that_says_goaway_is_left_and_its_streams_go_on() -> None:
     async with a_lab() as lab:
         tunnel, stream = await lab.open()
