@@ -20,7 +20,6 @@ from ztunnel.errors import PeerError, UnreachableError, ZtunnelError
 from ztunnel.identity.dev_ca import wall_clock
 from ztunnel.inpod.manager import PodManager
 from ztunnel.linux.netns import PodNetns
-from ztunnel.preflight import raise_descriptor_limit
 from ztunnel.proxy.node import make_node
 from ztunnel.state.settling import Settling
 from ztunnel.state.store import Store, Update
@@ -217,7 +216,6 @@ async def run_worker(sock: Socket) -> None:
         PeerError: we are not told what makes sense.
         ConfigError: this process cannot do what the operator wants.
     """
-    raise_descriptor_limit()
     link = Link(sock, "the control process")
     worker: Worker | None = None
 
