@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perf.contender import Contender, Direct
+from perf import stalls
+from perf.contender import Contender, Direct, Wish
 from perf.envoy import Envoy, find_envoy
 from perf.load import Load, build
 from perf.node_proxies import NodeProxies
@@ -46,6 +47,21 @@ async def test_the_runner_measures_and_we_have_not_fallen_far_behind_envoy(
     names = [one.name for one in contenders]
     shown = table(Results(names, ROUNDS, SECONDS, samples), SHAPES)
     assert fallen_behind(samples) == [], shown
+
+
+async def test_a_proxy_is_disturbed_in_every_way_and_tells_of_its_stalls(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "SECONDS", 0.3)
+    monkeypatch.setattr(stalls, "LABEL_SETS", 20)
+    monkeypatch.setattr(stalls, "IDENTITIES", 5)
+    renewing = Wish(pods=5, settings=stalls.RENEWING.settings)
+    monkeypatch.setattr(stalls, "RENEWING", renewing)
+    monkeypatch.setattr(stalls, "DISTURBED", Wish(plane=(300, 20, 5), plain=20))
+    found = await stalls.stalls(NodeProxies(OURS), load, tmp_path)
+    metrics = {metric.key for metric in (*stalls.STALL_METRICS, *stalls.P99_METRICS)}
+    assert set(found) == metrics
+    assert all(value > 0 for value in found.values())
 
 
 def fallen_behind(samples: list[Sample]) -> list[str]:
