@@ -11,7 +11,7 @@ import trio.testing
 
 from cni.redirect.apply import apply_redirect
 from cni.redirect.plan import RedirectPlan
-from tests.support.dns import printed
+from tests.support.dns import printed, running_script, until
 from tests.support.dns_scene import (
     CART,
     COMPARED,
@@ -177,6 +177,40 @@ async def test_a_mesh_name_that_upstream_does_not_know_exists(
     assert "SOA" in answer
 
 
+WITNESS = "198.51.100.57"
+# Answers with the address of whoever asks.
+WHO_ASKS = """
+import socket, threading
+def answer(query, sender):
+    end = query.index(0, 12) + 5
+    record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton(sender[0])
+    return query[:2] + b"\\x81\\x80\\0\\1\\0\\1\\0\\0\\0\\0" + query[12:end] + record
+def serve_streams():
+    while True:
+        sock, sender = listener.accept()
+        with sock:
+            reply = answer(sock.recv(4096)[2:], sender)
+            sock.sendall(len(reply).to_bytes(2, "big") + reply)
+listener = socket.create_server(("198.51.100.57", 53))
+ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+ours.bind(("198.51.100.57", 53))
+threading.Thread(target=serve_streams, daemon=True).start()
+print("ready", flush=True)
+while True:
+    query, sender = ours.recvfrom(4096)
+    ours.sendto(answer(query, sender), sender)
+"""
+
+
+async def test_what_is_passed_on_comes_from_the_pods_address(scene: Scene) -> None:
+    witness = scene.cluster.add_outside("witness", WITNESS)
+    with running_script(witness, WHO_ASKS):
+        async with serving(scene):
+            for by in ("+notcp", "+tcp"):
+                found = await short(scene.pod, by, f"@{WITNESS}", "example.org")
+                assert found == [str(scene.pod.addresses[0])]
+
+
 async def test_a_dead_resolver_holds_up_nobody(scene: Scene, nursery: trio.Nursery) -> None:
     async with serving(scene) as served:
 
@@ -186,9 +220,7 @@ async def test_a_dead_resolver_holds_up_nobody(scene: Scene, nursery: trio.Nurse
 
         for _ in range(3):
             nursery.start_soon(ask_the_dead)
-        with trio.fail_after(3):
-            while served.server.resolver.upstream.queries < 3:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: served.server.resolver.upstream.queries == 3)
         with trio.fail_after(4):
             assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
             assert await short(scene.pod, f"@{RESOLVER}", "cart.shop") == ["10.96.0.7"]

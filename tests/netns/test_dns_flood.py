@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
-from tests.support.dns import Served, printed
+from tests.support.dns import Served, printed, until
 from tests.support.dns_scene import CART, RESOLVER, Scene, a_scene, serving
 from tests.support.namespaces import needs_root
 from tests.support.tunnels import open_descriptors
-from ztunnel.dns.ports import PORT_SECONDS, PORTS_PER_SERVER
+from ztunnel.dns.ports import PORTS_PER_SERVER
 
 pytestmark = [
     pytest.mark.netns,
@@ -47,9 +46,7 @@ async def flood(scene: Scene, *words: str) -> None:
 async def at_rest(served: Served) -> tuple[int, int]:
     """Wait until no port is open for queries to come; count descriptors and tasks."""
     upstream = served.server.resolver.upstream
-    with trio.fail_after(PORT_SECONDS + 2):
-        while upstream.ports_kept:
-            await trio.testing.wait_all_tasks_blocked(0.1)
+    await until(lambda: upstream.ports_kept == 0)
     return open_descriptors(), trio.lowlevel.current_statistics().tasks_living
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.dns import printed, running
+from tests.support.dns import printed, running_script
 from tests.support.dns_corpus import MALFORMED
 from tests.support.dns_scene import RESOLVER, Scene, a_scene, serving, short
 from tests.support.namespaces import needs_root
@@ -54,9 +54,7 @@ while True:
 
 async def test_forged_answers_are_not_believed(scene: Scene) -> None:
     liar = scene.cluster.add_outside("liar", LIAR)
-    with running(liar, sys.executable, "-I", "-S", "-c", FORGERIES) as program:
-        assert program.stdout
-        assert program.stdout.readline() == b"ready\n"
+    with running_script(liar, FORGERIES):
         async with serving(scene):
             for _ in range(20):
                 assert await short(scene.pod, f"@{LIAR}", "example.org") == ["192.0.2.1"]
@@ -93,9 +91,7 @@ BROKEN_RESOLVER = "198.51.100.57"
 
 async def test_a_broken_resolver_is_heard_when_it_makes_sense(scene: Scene) -> None:
     broken = scene.cluster.add_outside("broken", BROKEN_RESOLVER)
-    with running(broken, sys.executable, "-I", "-S", "-c", BROKEN, CORPUS) as program:
-        assert program.stdout
-        assert program.stdout.readline() == b"ready\n"
+    with running_script(broken, BROKEN, CORPUS):
         async with serving(scene) as served:
             for by in ("+notcp", "+tcp") * 3:
                 words = (by, f"@{BROKEN_RESOLVER}", "example.org")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from cni.redirect.apply import apply_redirect
 from cni.redirect.plan import RedirectPlan
-from tests.support.dns import printed, running
+from tests.support.dns import printed, running_script, until
 from tests.support.dns_scene import CART, RESOLVER, Scene, a_scene, serving, short
 from tests.support.namespaces import needs_root
 from tests.support.tunnels import open_descriptors
@@ -30,7 +30,6 @@ pytestmark = [
 
 SILENT = "198.51.100.60"
 LOAD = Path(__file__).parents[2] / "perf" / "dns_load.py"
-DEADLINE_SECONDS = 15.0
 
 # Takes queries and connections, and says nothing.
 MUTE = """
@@ -48,9 +47,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """With a resolver that never answers; no test changes anything in it."""
     with a_scene(tmp_path_factory.mktemp("dns")) as scene:
         silent = scene.cluster.add_outside("silent", SILENT)
-        with running(silent, sys.executable, "-I", "-S", "-c", MUTE) as program:
-            assert program.stdout
-            assert program.stdout.readline() == b"ready\n"
+        with running_script(silent, MUTE):
             yield scene
 
 
@@ -99,9 +96,7 @@ async def test_what_one_pod_waits_for_takes_nothing_from_another(
     ):
         upstream = greedy.server.resolver.upstream
         nursery.start_soon(ask_in_vain)
-        with trio.fail_after(DEADLINE_SECONDS):
-            while greedy.counted("limits_reached", "dns_queries_per_pod") == 0:
-                await trio.testing.wait_all_tasks_blocked(0.01)
+        await until(lambda: greedy.counted("limits_reached", "dns_queries_per_pod") > 0)
         assert upstream.queries == QUERIES_PER_SERVER_MAX
         # Its other resolvers, and names of the mesh, are there for itself, too.
         assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
@@ -122,6 +117,27 @@ async def test_what_one_pod_waits_for_takes_nothing_from_another(
         assert modest.counted("limits_reached", "dns_queries_per_pod") == 0
     assert codes == {"2": GREEDY_QUERIES}
     assert upstream.queries == 0
+
+
+async def test_a_pod_that_floods_takes_nothing_from_another(scene: Scene, neighbour: Pod) -> None:
+    load = (sys.executable, "-P", str(LOAD), "--server", RESOLVER)
+    async with (
+        serving(scene) as greedy,
+        serving(scene, netns=neighbour.netns) as modest,
+        trio.open_nursery() as nursery,
+    ):
+        for name in ("example.org", CART):
+            words = (*load, name, "--window", "512", "--fresh", "--seconds", "60")
+            nursery.start_soon(partial(printed, scene.pod, *words, check=False))
+        await until(lambda: greedy.counted("dns_requests", "a", "udp", "web", "v1") > 1000)
+        before = greedy.counted("dns_requests", "a", "udp", "web", "v1")
+        for name in ("example.org", CART):
+            found = json.loads(await printed(neighbour, *load, name, "--queries", "500"))
+            assert (found["answers"], found["lost"], found["wrong"]) == (500, 0, 0)
+        # It went on all the while.
+        assert greedy.counted("dns_requests", "a", "udp", "web", "v1") > before + 500
+        assert modest.counted("limits_reached", "dns_queries_per_pod") == 0
+        nursery.cancel_scope.cancel()
 
 
 # Opens connections, sends half a query by each, and waits for the end of all.
@@ -154,9 +170,7 @@ async def test_connections_that_ask_nothing_are_bounded_and_end(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cling)
-            with trio.fail_after(DEADLINE_SECONDS):
-                while served.counted("limits_reached", "dns_queries_per_pod") < excess:
-                    await trio.testing.wait_all_tasks_blocked(0.01)
+            await until(lambda: served.counted("limits_reached", "dns_queries_per_pod") >= excess)
             assert await short(scene.pod, "+notcp", f"@{RESOLVER}", CART) == ["10.96.0.7"]
             assert await short(neighbour, "+tcp", f"@{RESOLVER}", CART) == ["10.96.0.7"]
         assert served.server._connections == 0
@@ -220,9 +234,7 @@ async def test_a_slow_answer_holds_up_none_of_the_same_client(
     scene: Scene, by: str, address: str
 ) -> None:
     gate = scene.cluster.add_outside(f"gate by {by}", address)
-    with running(gate, sys.executable, "-I", "-S", "-c", GATE, address) as program:
-        assert program.stdout
-        assert program.stdout.readline() == b"ready\n"
+    with running_script(gate, GATE, address):
         async with serving(scene):
             words = (sys.executable, "-I", "-S", "-c", AT_ONCE, address, by)
             names = (await printed(scene.pod, *words)).split()

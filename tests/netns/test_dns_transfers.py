@@ -10,9 +10,8 @@ from functools import partial
 
 import pytest
 import trio
-import trio.testing
 
-from tests.support.dns import printed, running
+from tests.support.dns import printed, running, until
 from tests.support.dns_scene import RESOLVER, Scene, a_scene, dig, serving, short, wait_for_port
 from tests.support.namespaces import needs_root
 from ztunnel.devmesh.cluster import Member
@@ -135,12 +134,9 @@ async def test_who_does_not_read_what_it_asked_for_is_cut_off(
         async with trio.open_nursery() as nursery:
             start = partial(trio.run_process, scene.pod.command(*words), stdin=subprocess.PIPE)
             program = await nursery.start(start)
-            with trio.fail_after(20):
-                while upstream.queries < 20:
-                    await trio.testing.wait_all_tasks_blocked(0.02)
-                # Others are answered meanwhile.
-                assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
-                while upstream.queries or served.server._connections:
-                    await trio.testing.wait_all_tasks_blocked(0.02)
+            await until(lambda: upstream.queries == 20)
+            # Others are answered meanwhile.
+            assert await short(scene.pod, f"@{RESOLVER}", "example.org") == ["192.0.2.1"]
+            await until(lambda: not upstream.queries and not served.server._connections)
             program.stdin.close()
         assert served.counted("bugs", "dns") == 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ztunnel.transport.reactor import Reactor
 from ztunnel.transport.sockets import SocketFactory
 
 DEADLINE_SECONDS = 20.0
+POLL_SECONDS = 0.01
 NO_FILE = Path("/nonexistent/resolv.conf")
 
 
@@ -121,6 +123,15 @@ def running(member: Member, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             program.stdout.close()
 
 
+@contextmanager
+def running_script(member: Member, source: str, *words: str) -> Iterator[None]:
+    """Run Python inside until the end of the block; it begins when that says `ready`."""
+    with running(member, sys.executable, "-I", "-S", "-c", source, *words) as program:
+        assert program.stdout
+        assert program.stdout.readline() == b"ready\n"
+        yield
+
+
 async def printed(member: Member, *words: str, check: bool = True) -> str:
     """Run a program inside while the server goes on serving; return what it printed."""
     with trio.fail_after(DEADLINE_SECONDS):
@@ -130,6 +141,13 @@ async def printed(member: Member, *words: str, check: bool = True) -> str:
     text = done.stdout.decode()
     assert not check or done.returncode == 0, f"{words}: {text}{done.stderr.decode()}"
     return text
+
+
+async def until(is_so: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for what nobody tells of; others may be busy all the while."""
+    with trio.fail_after(seconds):
+        while not is_so():  # noqa: ASYNC110 - see above
+            await trio.sleep(POLL_SECONDS)
 
 
 def with_resolv_conf(path: Path, *words: str) -> list[str]:
