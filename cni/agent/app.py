@@ -50,6 +50,7 @@ from cni.agent.status import AgentStatus, StatusReader
 from cni.agent.unix_socket import FileIdentity, UnixListener, identity_of, listen_unix
 from cni.agent.view import ClusterView
 from cni.agent.zds_server import ZdsServer, serve_zds
+from cni.redirect.branch_eni import Detours
 from cni.redirect.errors import RedirectError
 from cni.redirect.host import HostPlan
 from ztunnel.linux.netns import PodNetns
@@ -103,7 +104,12 @@ class Agent:
         self._kernel = KernelThreads()
         self._finder = NetnsFinder(node, RuntimeClient(config.cri_sockets))
         snat = config.redirecting.probes is ProbeStrategy.SNAT
-        self._probes = ProbeSets(host, HostPlan() if snat else None, self.metrics)
+        self._probes = ProbeSets(
+            host,
+            HostPlan() if snat else None,
+            self.metrics,
+            detours=Detours(host) if config.probes_branch_enis else None,
+        )
         self.reconciler = Reconciler(
             view=self.view,
             eligibility=config.eligibility,

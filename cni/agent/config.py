@@ -57,6 +57,7 @@ class AgentConfig:
     cri_sockets: tuple[Path, ...] = ()
     switch_to_host_netns: bool = False
     probe_owner: int | str | None = KUBELET  # a uid; None: anybody; or to be found out
+    probes_branch_enis: bool = True
     reconcile_seconds: float = 60.0
     ready_needs_proxy: bool = False
     installs: bool = True  # the plugin
@@ -92,6 +93,7 @@ class AgentConfig:
             cri_sockets=get("ZTUNNEL_CNI_CRI_SOCKET", _cri_sockets(host_root), ""),
             switch_to_host_netns=get("ALLOW_SWITCH_TO_HOST_NS", parse_bool, "false"),
             probe_owner=get("ZTUNNEL_CNI_PROBE_OWNER", _owner, KUBELET),
+            probes_branch_enis=get("AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE", parse_bool, "true"),
             reconcile_seconds=get("ZTUNNEL_CNI_RECONCILE_INTERVAL", _interval, "60s"),
             ready_needs_proxy=get("ZTUNNEL_CNI_READY_NEEDS_PROXY", parse_bool, "false"),
             installs=get("ZTUNNEL_CNI_INSTALL", parse_bool, "true"),

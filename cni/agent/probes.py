@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from cni.agent.metrics import AgentMetrics
+from cni.redirect.branch_eni import Detours
 from cni.redirect.errors import RedirectError
 from cni.redirect.host import (
     HostPlan,
@@ -30,10 +31,21 @@ log = structlog.get_logger(component="probes")
 
 
 class ProbeSets:
-    """The real `Probes`; with `plan` None nothing is written: another strategy is used."""
+    """The real `Probes`; with `plan` None no set is written: another strategy is used.
 
-    def __init__(self, host: PodNetns, plan: HostPlan | None, metrics: AgentMetrics) -> None:
+    `detours`: rules for pods with a network interface of their own, if they may be made.
+    """
+
+    def __init__(
+        self,
+        host: PodNetns,
+        plan: HostPlan | None,
+        metrics: AgentMetrics,
+        *,
+        detours: Detours | None = None,
+    ) -> None:
         self.plan = plan
+        self._detours = detours
         self._host = host
         self._owners: dict[IpAddress, PodUid] = {}
         self._limiter = trio.CapacityLimiter(1)
@@ -89,11 +101,15 @@ class ProbeSets:
         Raises:
             RedirectError: the kernel refused it.
         """
+        if self._detours is not None:
+            await trio.to_thread.run_sync(self._detours.clear, limiter=self._limiter)
         await trio.to_thread.run_sync(remove_host, self._host, limiter=self._limiter)
 
     def _repair(self) -> None:
         """Make the sets equal to our list; in the thread, after all changes before it."""
         wanted = dict(self._owners)
+        if self._detours is not None:
+            self._detours.settle(wanted)
         found = read_members(self._host)
         wrong = {ip: str(uid) for ip, uid in wanted.items() if found.get(ip) != uid}
         unknown = [ip for ip in found if ip not in wanted]
@@ -101,6 +117,10 @@ class ProbeSets:
 
     async def _change(self, wanted: dict[IpAddress, PodUid], gone: list[IpAddress]) -> None:
         self._metrics.exempted.set(len(self._owners))
+        if self._detours is not None and (wanted or gone):
+            await trio.to_thread.run_sync(
+                self._detour, self._detours, list(wanted), gone, limiter=self._limiter
+            )
         if self.plan is None or not (wanted or gone):
             await trio.lowlevel.checkpoint()
             return
@@ -111,6 +131,11 @@ class ProbeSets:
             )
         except RedirectError:
             await self._rewrite(named, gone)
+
+    @staticmethod
+    def _detour(detours: Detours, wanted: list[IpAddress], gone: list[IpAddress]) -> None:
+        detours.drop(gone)
+        detours.put(wanted)
 
     async def _rewrite(self, wanted: dict[IpAddress, str], gone: list[IpAddress]) -> None:
         """Try again after writing the sets: somebody may have removed them."""

@@ -40,6 +40,7 @@ def test_settings_are_read() -> None:
             "AMBIENT_IPV6": "false",
             "AMBIENT_ENABLEMENT_SELECTOR": "[]",
             "HOST_PROBE_SNAT_IP": "169.254.1.1",
+            "AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE": "false",
             "ZTUNNEL_CNI_PROBES": "node-address",
             "ZTUNNEL_CNI_NODE_ADDRESSES": "10.0.0.1, fd00::2",
             "ZTUNNEL_CNI_PROBE_OWNER": "any",
@@ -59,6 +60,7 @@ def test_settings_are_read() -> None:
     assert redirecting.probes is ProbeStrategy.NODE_ADDRESS
     assert redirecting.node_addresses == (parse_ip("10.0.0.1"), parse_ip("fd00::2"))
     assert (config.probe_owner, config.reconcile_seconds, config.log_json) == (None, 5, True)
+    assert not config.probes_branch_enis
 
 
 def test_switched_off_nobody_is_in_the_mesh() -> None:

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import trio
 
 from cni.agent.metrics import AgentMetrics
 from cni.agent.probes import ProbeSets
+from cni.redirect.branch_eni import Detours
 from cni.redirect.errors import RedirectError
 from cni.redirect.host import HostPlan, inspect_host, read_members, remove_host
 from tests.support.namespaces import needs_root
 from ztunnel.devmesh.cluster import new_namespace
 from ztunnel.linux.netns import PodNetns
-from ztunnel.model.network import parse_ip
+from ztunnel.model.network import IpAddress, parse_ip
 from ztunnel.model.workload import PodUid
 
 pytestmark = [pytest.mark.netns, needs_root]
@@ -30,6 +31,43 @@ def host() -> Iterator[PodNetns]:
 @pytest.fixture
 def probes(host: PodNetns) -> ProbeSets:
     return ProbeSets(host, HostPlan(), AgentMetrics())
+
+
+class RecordedDetours(Detours):
+    """Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.ips: set[IpAddress] = set()
+
+    def put(self, ips: Iterable[IpAddress]) -> None:
+        self.ips |= set(ips)
+
+    def drop(self, ips: Iterable[IpAddress]) -> None:
+        self.ips -= set(ips)
+
+    def settle(self, ips: Iterable[IpAddress]) -> None:
+        self.ips = set(ips)
+
+    def clear(self) -> None:
+        self.ips.clear()
+
+
+@pytest.mark.parametrize("plan", [HostPlan(), None], ids=["with sets", "with another strategy"])
+async def test_detours_come_and_go_with_addresses(host: PodNetns, plan: HostPlan | None) -> None:
+    detours = RecordedDetours()
+    probes = ProbeSets(host, plan, AgentMetrics(), detours=detours)
+    await probes.ensure()
+    await probes.put(A, [IP4, IP6])
+    await probes.put(A, [OTHER, IP6])
+    assert detours.ips == {OTHER, IP6}
+    await probes.put(B, [IP4])
+    await probes.drop(A)
+    assert detours.ips == {IP4}
+    detours.ips.clear()
+    await probes.ensure()
+    assert detours.ips == ({IP4} if plan else set())
+    await probes.remove()
+    assert detours.ips == set()
 
 
 async def test_addresses_come_and_go_with_their_pods(host: PodNetns, probes: ProbeSets) -> None:
