@@ -8,12 +8,12 @@ namespaces, localities and port lists, and very many workloads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from sys import intern
 from typing import TypeAlias, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from ztunnel.errors import ResourceError
 from ztunnel.model.identity import Namespace, ServiceAccount, TrustDomain
@@ -51,6 +51,7 @@ AUTHORIZATION_TYPE = "type.googleapis.com/istio.security.Authorization"
 
 Resource: TypeAlias = Workload | Service | Policy
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 DEFAULT_SERVICE_ACCOUNT = "default"
@@ -119,7 +120,7 @@ def read_address(data: bytes, notes: list[str]) -> Workload | Service:
         ResourceError: it is malformed; the text names the field.
     """
     try:
-        address = pb.Address.FromString(data)
+        address = pb.ReceivedAddress.FromString(data)
     except DecodeError as exc:
         raise ResourceError(f"not an Address message: {exc}") from exc
     match address.WhichOneof("type"):
@@ -136,7 +137,7 @@ def key_of(resource: Resource) -> str:
     return resource.uid if isinstance(resource, Workload) else resource.key
 
 
-def _workload(message: pb.Workload, notes: list[str]) -> Workload:
+def _workload(message: pb.ReceivedWorkload, notes: list[str]) -> Workload:
     if not message.uid:
         raise ResourceError("workload.uid: empty")
     return Workload(
@@ -169,12 +170,12 @@ def _workload(message: pb.Workload, notes: list[str]) -> Workload:
         canonical_revision=intern(message.canonical_revision),
         node=intern(message.node),
         cluster_id=intern(message.cluster_id or DEFAULT_CLUSTER),
-        locality=_locality(message),
+        locality=_locality(message.locality),
         health=HEALTH.get(message.status)
         or _guess(Health.UNHEALTHY, message.status, "status", notes),
         capacity=message.capacity.value if message.HasField("capacity") else 1,
         policies=_policy_keys(tuple(message.authorization_policies)),
-        services=_services(message),
+        services=_services(message.services),
     )
 
 
@@ -184,16 +185,11 @@ def _guess(fallback: T, number: int, field: str, notes: list[str]) -> T:
     return fallback
 
 
-def _locality(message: pb.Workload) -> Locality:
-    if not message.HasField("locality"):
-        return _shared_locality("", "", "")
-    place = message.locality
-    return _shared_locality(place.region, place.zone, place.subzone)
-
-
 @lru_cache(maxsize=4096)
-def _shared_locality(region: str, zone: str, subzone: str) -> Locality:
-    return Locality(region, zone, subzone)
+def _locality(encoded: bytes) -> Locality:
+    """Return where a workload is; a zone has very many."""
+    place = _decoded(pb.Locality, encoded, "workload.locality")
+    return Locality(place.region, place.zone, place.subzone)
 
 
 @lru_cache(maxsize=4096)
@@ -201,22 +197,21 @@ def _policy_keys(names: tuple[str, ...]) -> tuple[PolicyKey, ...]:
     return tuple(PolicyKey(name) for name in names)
 
 
-def _services(message: pb.Workload) -> dict[ServiceKey, dict[Port, Port]]:
-    # Encoded again, ports are a key that costs less than reading them.
-    listed = [(key, ports.SerializeToString()) for key, ports in message.services.items()]
-    if len(listed) > 1:
-        listed.sort()  # a map on the wire has no order of its own, and equal ones are to be shared
-    return _shared_services(tuple(listed))
+def _services(entries: Sequence[bytes]) -> dict[ServiceKey, dict[Port, Port]]:
+    # A map on the wire has no order of its own, and equal ones are to be shared.
+    return _shared_services(tuple(entries if len(entries) < 2 else sorted(entries)))  # noqa: PLR2004
 
 
 @lru_cache(maxsize=16384)
-def _shared_services(listed: tuple[tuple[str, bytes], ...]) -> dict[ServiceKey, dict[Port, Port]]:
+def _shared_services(entries: tuple[bytes, ...]) -> dict[ServiceKey, dict[Port, Port]]:
     """Return the services of a workload; the pods of a deployment share one dictionary."""
+    field = "workload.services"
     services = {}
-    for key, encoded in listed:
-        if "/" not in key:
-            raise ResourceError(f"workload.services: {key!r} is not namespace/hostname")
-        services[ServiceKey(intern(key))] = _shared_ports(encoded)
+    for encoded in entries:
+        entry = _decoded(pb.WorkloadService, encoded, field)
+        if "/" not in entry.key:
+            raise ResourceError(f"{field}: {entry.key!r} is not namespace/hostname")
+        services[ServiceKey(intern(entry.key))] = _shared_ports(entry.value.SerializeToString())
     return services
 
 
@@ -228,6 +223,13 @@ def _shared_ports(encoded: bytes) -> dict[Port, Port]:
         read_port(port.service_port, field): read_port(port.target_port, field)
         for port in pb.PortList.FromString(encoded).ports
     }
+
+
+def _decoded(kind: type[M], encoded: bytes, field: str) -> M:
+    try:
+        return kind.FromString(encoded)
+    except DecodeError as exc:
+        raise ResourceError(f"{field}: {exc}") from exc
 
 
 def _application_tunnel(

@@ -206,3 +206,35 @@ def test_pods_of_a_deployment_share_what_is_equal() -> None:
 )
 def test_names_of_resources(make: Callable[[], Workload], key: str) -> None:
     assert key_of(make()) == key
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"locality": b"\xff"}, "workload.locality: "),
+        ({"services": [b"\x0a\x05ab"]}, "workload.services: "),
+    ],
+)
+def test_what_is_kept_as_it_came_is_checked_all_the_same(
+    fields: dict[str, Any], complaint: str
+) -> None:
+    message = pb.ReceivedAddress(workload=pb.ReceivedWorkload(uid="a", **fields))
+    with pytest.raises(ResourceError, match=complaint):
+        read_address(message.SerializeToString(), [])
+
+
+def test_the_order_of_services_on_the_wire_does_not_matter() -> None:
+    entries = [
+        pb.WorkloadService(key=f"shop/{name}.test").SerializeToString() for name in ("a", "b")
+    ]
+    read = [
+        read_address(
+            pb.ReceivedAddress(
+                workload=pb.ReceivedWorkload(uid="a", services=order)
+            ).SerializeToString(),
+            [],
+        )
+        for order in (entries, entries[::-1])
+    ]
+    assert read[0] == read[1]
+    assert read[0].services is read[1].services
