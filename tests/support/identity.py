@@ -11,7 +11,9 @@ import trio
 from tests.support.flow import Mesh, Pair
 from tests.support.peers import read_exactly, read_to_end
 from ztunnel.identity.dev_ca import DAY_SECONDS, DevelopmentCa, wall_clock
+from ztunnel.identity.manager import CertificateManager
 from ztunnel.model.identity import Identity
+from ztunnel.proxy.context import NodeContext
 from ztunnel.proxy.workload_proxy import WorkloadProxy
 from ztunnel.tls.certificate import WorkloadCertificate
 
@@ -80,16 +82,23 @@ def identity_of(proxy: WorkloadProxy) -> Identity:
     return proxy.context.identity(workload)
 
 
+def manager_of(node: NodeContext) -> CertificateManager:
+    """Give who really holds the certificates."""
+    found = node.certificates
+    assert isinstance(found, CertificateManager)
+    return found
+
+
 def certificate_of(proxy: WorkloadProxy) -> WorkloadCertificate:
     """Give the certificate that a proxy shows now."""
-    found = proxy.context.node.certificates.cached(identity_of(proxy))
+    found = manager_of(proxy.context.node).cached(identity_of(proxy))
     assert found is not None
     return found
 
 
 async def renewed(mesh: Mesh, proxy: WorkloadProxy) -> WorkloadCertificate:
     """Have the certificate of a proxy renewed, and wait for the new one."""
-    certificates, identity = mesh.node.certificates, identity_of(proxy)
+    certificates, identity = manager_of(mesh.node), identity_of(proxy)
     old = certificates.cached(identity)
     certificates.renew(identity)
     with trio.fail_after(5):
