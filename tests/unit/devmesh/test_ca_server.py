@@ -60,6 +60,7 @@ async def test_each_fault_is_a_different_error(fault: CaFault) -> None:
         assert SAYS[fault] in str(caught.value)
         assert str(caught.value).endswith(f"(CA https://localhost:{running.port})")
         running.ca.fault = CaFault.NONE
+        client = running.client()
         assert (await client.issue(a_name())).identity == a_name()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
