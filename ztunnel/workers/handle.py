@@ -61,6 +61,8 @@ START_SECONDS = 60.0  # to import and be told; far more than it takes
 PING_SECONDS = 5.0
 STUCK_SECONDS = 20.0  # without an answer to a ping: its pods are as good as unserved
 END_SECONDS = 2.0  # to end by itself once the link is closed
+# Lines are collected for so long: woken for each of them, we would cost as much as what they tell.
+GATHER_SECONDS = 0.05
 # What a worker may wait for at once. One with more is broken, or no longer ours.
 TASKS_MAX = 2000
 
@@ -264,6 +266,7 @@ class WorkerHandle:
     async def _pass_on_output(self) -> None:
         while data := await self.process.read():
             self._write(self._lines.receive(data))
+            await trio.sleep(GATHER_SECONDS)
 
     def _write(self, lines: list[str]) -> None:
         for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import trio
 
 from ztunnel.transport.sockets import Socket, local_pair
 
-OUTPUT_BYTES = 64 * 1024
+OUTPUT_BYTES = 256 * 1024  # read at once: four hundred lines
+PIPE_BYTES = 1024 * 1024  # what any process may ask for
 WORDS = ("-m", "ztunnel", "worker")
 
 
@@ -27,6 +29,8 @@ class WorkerProcess:
         assert popen.stdout is not None
         self._output = popen.stdout.fileno()
         os.set_blocking(self._output, False)
+        with contextlib.suppress(OSError):  # a smaller pipe does too
+            fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._pidfd = os.pidfd_open(popen.pid)
 
     @classmethod
