@@ -17,7 +17,7 @@ from perf.track import APP_PORT, SERVER_IP, Track
 from ztunnel.devmesh.cluster import Member
 from ztunnel.identity.dev_ca import DevelopmentCa
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0  # ten thousand policies in a file take ten seconds of CPU at each end
 POLL_SECONDS = 0.02
 STOP_SECONDS = 5.0
 

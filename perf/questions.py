@@ -6,7 +6,6 @@ Each starts contenders afresh in every round, one after the other.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from statistics import median
 import trio
 
 from cni.agent.errors import NoProxyError
-from perf.contender import USUAL, Contender, ContenderError, Running, Wish
-from perf.load import Load, LoadError
+from perf.contender import USUAL, Contender, Running, Wish
+from perf.load import Load
 from perf.mesh_file import NAMESPACE, NODES
 from perf.node_proxies import NodeProxies, info, running_authority
 from perf.processes import KIB_PER_MIB, cpu_seconds, private_kib, resident_kib
-from perf.rounds import Lane, Progress, Sample, lanes
+from perf.rounds import Lane, Progress, Sample, lanes, noted
 from perf.shapes import HANDSHAKES, SHAPES, Metric, Question, Values
 from perf.stalls import MESH, P99_METRICS, STALL_METRICS, TARGET, stalls, take_mesh
 from perf.track import laid_track
@@ -84,12 +83,9 @@ async def answer(
             progress.step(f"{question.name}: {contender.name}")
             own = folder / f"{question.name}-{turn}" / contender.name
             await trio.Path(own).mkdir(parents=True)
-            try:
+            with noted(contender.name):
                 values = await question.ask(contender, load, own)
-            except (ContenderError, LoadError) as error:
-                sys.stderr.write(f"\n{contender.name}: {error}\n")
-                continue
-            samples.append(Sample(question.name, contender.name, turn, values))
+                samples.append(Sample(question.name, contender.name, turn, values))
     progress.end()
     return samples
 

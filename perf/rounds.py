@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from perf.contender import Contender, Running, Wish
+from perf.contender import Contender, ContenderError, Running, Wish
 from perf.load import Load, LoadError
 from perf.shapes import Shape, Values
 from perf.track import Track, laid_track
+from ztunnel.errors import first
 from ztunnel.identity.dev_ca import DevelopmentCa
 
 FAILED_MOST = 0.001
@@ -33,6 +34,15 @@ class Sample:
     contender: str
     number: int  # of the round
     values: Values
+
+
+@contextmanager
+def noted(who: str) -> Iterator[None]:
+    """Say what went wrong in the block, and go on: the rest of the run is not to be lost."""
+    try:
+        yield
+    except* (ContenderError, LoadError) as group:
+        sys.stderr.write(f"\n{who}: {first(group)}\n")
 
 
 @dataclass(slots=True)

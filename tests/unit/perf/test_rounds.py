@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perf.load import LoadError
-from perf.rounds import check
+from perf.rounds import check, noted
 from perf.shapes import SHAPES
 
 SHAPE = next(shape for shape in SHAPES if shape.name == "connect-16")
@@ -34,3 +34,16 @@ def test_work_that_was_done_counts(count: int, moved: int, failures: int) -> Non
 def test_what_fails_fast_does_not_look_fast(count: int, failures: int) -> None:
     with pytest.raises(LoadError, match="failed and"):
         check(SHAPE, {"count": count, "bytes": 0, "failures": failures})
+
+
+def test_what_one_of_them_cannot_is_said_and_does_not_end_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with noted("ours"):
+        raise ExceptionGroup("a nursery", [ExceptionGroup("another", [LoadError("it broke")])])
+    assert capsys.readouterr().err.strip() == "ours: it broke"
+
+
+def test_a_mistake_of_the_runner_itself_does_end_it() -> None:
+    with pytest.raises(ExceptionGroup), noted("ours"):
+        raise ExceptionGroup("a nursery", [KeyError("a bug")])
