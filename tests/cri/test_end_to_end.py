@@ -189,6 +189,30 @@ def test_a_running_pod_is_found_by_the_runtime_if_its_processes_do_not_say_whose
     node.wait_proxy_line('direction="outbound"', *identities(client, world.server))
 
 
+def test_connections_from_before_a_pod_is_taken_in_live_on_if_asked_to(world: World) -> None:
+    node, client = world.a, world.pod(world.a, "client", starts=False)
+    world.outside.do(lambda api: api.set_mode("client", "none"))
+    world.start(client)
+    node.stop_agent()
+    node.settings["ZTUNNEL_CNI_KEEP_ESTABLISHED"] = "true"
+    node.start_agent()
+    node.wait_agent()
+    try:
+        with world.call(client, world.server) as call:
+            assert call.is_answered()
+            world.outside.do(lambda api: api.set_mode("client", None))
+            wait_until(lambda: world.status(client) == "enabled", "capture")
+            assert call.is_answered()
+            assert world.say_hello(client, world.server) == (0, "hello")
+            node.wait_proxy_line('direction="outbound"', *identities(client, world.server))
+            assert call.is_answered()
+    finally:
+        node.stop_agent()
+        node.settings.clear()
+        node.start_agent()
+        node.wait_agent()
+
+
 def test_an_agent_that_is_replaced_disturbs_nobody(world: World) -> None:
     node, chain = world.a, world.a.chain()
     client, bare = world.pod(node, "client"), world.bare_connections()
@@ -243,7 +267,7 @@ def test_an_agent_that_is_uninstalled_leaves_nothing_if_asked_to(world: World) -
         tables = [one for one in node.nft("-j", "list", "tables")["nftables"] if "table" in one]
         assert {one["table"]["name"] for one in tables} == {"watch"}
         # Pods start without an agent, and all calls go in the clear.
-        node.containerd.wait_for_chain("ptp")
+        node.containerd.wait_for_chain()
         bare, late = world.bare_connections(), world.pod(node, "late")
         for app in (client, late):
             assert world.say_hello(app, world.server) == (0, "hello")

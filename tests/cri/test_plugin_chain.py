@@ -84,7 +84,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         assert files.install().waiting_for != ""
         (containerd.confs / CHAIN_NAME).write_bytes(containerd.primary())
         files.install()
-        containerd.wait_for_chain("ptp", "istio-cni")
+        containerd.wait_for_chain("istio-cni")
         yield Node(containerd, files, run_dir)
 
 
@@ -193,7 +193,7 @@ def test_an_upgrade_and_an_uninstallation_go_unnoticed_by_running_pods(
         node.files.uninstall()
         assert (node.containerd.confs / CHAIN_NAME).read_bytes() == before
         assert not (node.containerd.plugins / LAUNCHER).exists()
-        node.containerd.wait_for_chain("ptp")
+        node.containerd.wait_for_chain()
         node.containerd.remove(pod)
         node.containerd.remove(second)
         third = node.containerd.run_pod("cart-6", namespace="shop")
@@ -201,7 +201,7 @@ def test_an_upgrade_and_an_uninstallation_go_unnoticed_by_running_pods(
         node.containerd.remove(third)
     finally:
         node.files.install()
-        node.containerd.wait_for_chain("ptp", "istio-cni")
+        node.containerd.wait_for_chain("istio-cni")
 
 
 def test_a_container_finds_out_where_the_host_has_its_folder(node: Node) -> None:

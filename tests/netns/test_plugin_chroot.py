@@ -133,6 +133,31 @@ def test_an_excluded_namespace_needs_no_agent(host: EmptyHost) -> None:
     assert (run.returncode, run.stdout.decode()) == (0, PREVIOUS + "\n")
 
 
+# From which version of the specification on there is a command.
+SINCE = {"ADD": "0.1.0", "DEL": "0.1.0", "CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
+
+
+@pytest.mark.parametrize("spec", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+@pytest.mark.parametrize("command", SINCE)
+def test_each_command_in_each_version_of_the_specification(
+    host: EmptyHost, command: str, spec: str
+) -> None:
+    previous = f'{{"cniVersion": "{spec}", "ips": [], "dns": {{}}}}'
+    run = host.runs(command, config(previous if command == "ADD" else None, cniVersion=spec))
+    if spec < SINCE[command]:
+        assert (run.returncode, json.loads(run.stdout)["code"]) == (1, 1)
+        assert json.loads(run.stdout)["cniVersion"] == spec
+    else:
+        assert run.returncode == 0, run.stdout
+        assert run.stdout.decode() == (f"{previous}\n" if command == "ADD" else "")
+
+
+def test_it_tells_the_versions_it_knows(host: EmptyHost) -> None:
+    run = host.runs("VERSION", '{"cniVersion": "1.1.0"}')
+    assert run.returncode == 0
+    assert {"0.3.1", "0.4.0", "1.0.0", "1.1.0"} <= set(json.loads(run.stdout)["supportedVersions"])
+
+
 @pytest.mark.parametrize("command", ["DEL", "CHECK"])
 def test_what_has_nothing_to_do_says_nothing(host: EmptyHost, command: str) -> None:
     run = host.runs(command, config(None, cni_agent_run_dir="/nowhere"))

@@ -84,7 +84,7 @@ class Containerd:
         self._numbers = itertools.count()
 
     def primary(self, *subnets: str) -> bytes:
-        """Give a chain of one plugin that joins each pod to the node by a link of its own.
+        """Give a chain of one plugin that joins each pod to the node, by a link or a bridge.
 
         A pod gets an address of each subnet.
         """
@@ -95,9 +95,11 @@ class Containerd:
             "ranges": [[{"subnet": subnet}] for subnet in chosen],
             "routes": [{"dst": "::/0" if ":" in subnet else "0.0.0.0/0"} for subnet in chosen],
         }
-        ptp = {"type": "ptp", "ipMasq": False, "ipam": ipam}
+        kind = self.generation.primary
+        more = {"bridge": "pods0", "isGateway": True} if kind == "bridge" else {}
+        first = {"type": kind, "ipMasq": False, "ipam": ipam, **more}
         spec = self.generation.spec
-        return json.dumps({"cniVersion": spec, "name": "pods", "plugins": [ptp]}).encode()
+        return json.dumps({"cniVersion": spec, "name": "pods", "plugins": [first]}).encode()
 
     def run_pod(
         self,
@@ -247,13 +249,14 @@ class Containerd:
         chains = [network["Config"] for network in networks if network["IFName"] != "lo"]
         return [plugin["Network"]["type"] for chain in chains for plugin in chain["Plugins"]]
 
-    def wait_for_chain(self, *types: str) -> None:
-        """Wait until the runtime has noticed a chain of these plugins.
+    def wait_for_chain(self, *others: str) -> None:
+        """Wait until the runtime has noticed a chain of the primary plugin and these.
 
         Raises:
             TimeoutError: it has not.
         """
-        wait_until(lambda: self.plugins_in_use() == list(types), f"the chain {types}")
+        wanted = [self.generation.primary, *others]
+        wait_until(lambda: self.plugins_in_use() == wanted, f"the chain {wanted}")
 
     def close(self) -> None:
         """Remove the pods that are left."""

@@ -18,13 +18,14 @@ class Generation:
     """A containerd with CNI plugins of its time.
 
     `programs`: where it lies, unless it is the one in PATH. `major`: its version, if that matters.
-    `spec`: the version of the CNI specification in its chains. Whichever it is, containers are run
-    by the machine's own runc.
+    `spec`: the version of the CNI specification in its chains; `primary`: the plugin that joins
+    pods to the node. Whichever it is, containers are run by the machine's own runc.
     """
 
     name: str
     plugins: Path
     spec: str
+    primary: str
     major: int | None = None
     programs: Path | None = None
 
@@ -35,8 +36,8 @@ class Generation:
         return {**os.environ, "PATH": f"{self.programs}:{path}" if self.programs else path}
 
 
-OWN = Generation("own containerd", Path("/usr/lib/cni"), "1.0.0")
-LATER = Generation("containerd 2", _FETCHED / "lib/cni", "1.1.0", 2, _FETCHED / "bin")
+OWN = Generation("own containerd", Path("/usr/lib/cni"), "1.0.0", "ptp")
+LATER = Generation("containerd 2", _FETCHED / "lib/cni", "1.1.0", "bridge", 2, _FETCHED / "bin")
 
 GENERATIONS = [
     pytest.param(OWN, id=OWN.name),

@@ -131,7 +131,7 @@ class CriNode:
         self._stop_runtime()
         self._start_runtime()
         self.containerd.wait_ready()
-        self.containerd.wait_for_chain("ptp", "istio-cni")
+        self.containerd.wait_for_chain("istio-cni")
 
     def shut_down(self) -> None:
         """Stop all in good order."""
@@ -223,7 +223,7 @@ class CriNode:
     def wait_agent(self) -> None:
         """Wait until the agent is ready, which includes the plugin's installation."""
         wait_until(self.agent_is_ready, "the node agent")
-        self.containerd.wait_for_chain("ptp", "istio-cni")
+        self.containerd.wait_for_chain("istio-cni")
 
     def agent_pid(self) -> int:
         return self.containerd.process_of(self.agent)
