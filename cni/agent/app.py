@@ -133,6 +133,7 @@ class Agent:
             node=node,
         )
         self._watchers = self._make_watchers(rng)
+        self._kubelet: int | None = None  # the user it was seen to run as
         self._install: NodeInstall | None = None
         if env is not None:
             questions = Questions(self._client, config.agent_namespace, config.node_name)
@@ -290,10 +291,12 @@ class Agent:
     async def _host_plan(self) -> HostPlan:
         owner = self.config.probe_owner
         if owner == KUBELET:
-            owner = await trio.to_thread.run_sync(kubelet_uid, self._finder.node.proc)
-            if owner is None:
+            found = await trio.to_thread.run_sync(kubelet_uid, self._finder.node.proc)
+            if found is None and self._kubelet is None:
                 log.warning("kubelet not found, root may probe")
-                owner = 0
+                found = 0
+            # One that is just being restarted comes back as whom it was.
+            owner = self._kubelet = self._kubelet if found is None else found
         assert not isinstance(owner, str)
         sources = self.config.redirecting.probe_sources
         if not self.config.redirecting.ipv6:
@@ -362,6 +365,8 @@ class Agent:
                 raise UsurpedError(f"another node agent has taken {path}; this one steps back")
             self.reconciler.mark_all()
             try:
+                if self._probes.plan is not None:
+                    self._probes.plan = await self._host_plan()
                 await self._probes.ensure()
             except RedirectError as exc:
                 log.warning("probe rule not verified", error=str(exc))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -101,6 +103,23 @@ async def test_the_hosts_probe_rule_stands_before_the_sockets_do(scene: Scene) -
         assert inspect_host(scene.node.netns, HostPlan(owner=None)) == []
     # Nobody takes it away when an agent stops: the next one goes on.
     assert inspect_host(scene.node.netns, HostPlan(owner=None)) == []
+
+
+async def test_who_may_probe_follows_the_kubelet(scene: Scene) -> None:
+    scene.config = replace(scene.config, probe_owner="kubelet")
+
+    def may_probe(uid: int) -> bool:
+        return inspect_host(scene.node.netns, HostPlan(owner=uid)) == []
+
+    async with scene.running():
+        assert may_probe(0)  # until it is there
+        for uid in (1234, 4321):
+            kubelet = scene.proc.add_raw("0::/kubelet", scene.node.netns.fileno(), name="kubelet")
+            os.chown(kubelet, uid, -1)
+            await eventually(lambda: may_probe(uid))  # noqa: B023 - within the turn
+            shutil.rmtree(kubelet)
+        await trio.sleep(2 * scene.config.reconcile_seconds)
+        assert may_probe(4321)
 
 
 async def test_with_another_strategy_the_host_is_left_alone(scene: Scene) -> None:
