@@ -170,7 +170,7 @@ class ServerStream:
             if only is not None:
                 names = [only] if only in entries else []
             elif not watch.wildcard:
-                names = self._known(watch, snapshot)
+                names = self._known(type_url, watch, snapshot)
             changed = [name for name in names if watch.sent.get(name) != entries[name].digest]
             with_members = dict.fromkeys(changed)
             for name in changed:
@@ -190,7 +190,7 @@ class ServerStream:
         watch = self._watches[request.type_url] = _Watch(wildcard, sent)
         entries = snapshot.of(request.type_url)
         watch.asked = names | (set() if wildcard else {n for n in has if not has[n]})
-        wanted = entries.keys() if wildcard else self._known(watch, snapshot)
+        wanted = entries.keys() if wildcard else self._known(request.type_url, watch, snapshot)
         # Policies have no version on the wire, so they are always sent again.
         changed = [name for name in wanted if has.get(name) != entries[name].digest]
         gone = [name for name in has if name not in entries and snapshot.find(name) is None]
@@ -208,14 +208,25 @@ class ServerStream:
         names = dict.fromkeys(name for name in found.values() if name is not None)
         for name in list(names):
             names.update(dict.fromkeys(snapshot.members(name)))
-        names.update(dict.fromkeys(snapshot.on_node(self._node_name) if self._node_name else ()))
+        near = self._near(request.type_url, snapshot)
+        names.update(dict.fromkeys(name for name in near if name not in watch.sent))
         gone = [wanted for wanted, name in found.items() if name is None]
         return self._respond(request.type_url, watch, names, gone, snapshot)
 
-    def _known(self, watch: _Watch, snapshot: Snapshot) -> list[str]:
-        """Name what an on-demand client has or asked for, as far as it exists."""
+    def _known(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> list[str]:
+        """Name what an on-demand client has, asked for, or is near to, as far as it exists."""
         found = (snapshot.find(name) for name in (*watch.sent, *watch.asked))
-        return list(dict.fromkeys(name for name in found if name is not None))
+        names = [name for name in found if name is not None]
+        return list(dict.fromkeys([*names, *self._near(type_url, snapshot)]))
+
+    def _near(self, type_url: str, snapshot: Snapshot) -> list[str]:
+        """Name the workloads of the client's node.
+
+        On demand they come unasked, with the first answer and as they appear: the reference's
+        proxy waits for its own workloads and never asks for them.
+        """
+        wanted = type_url == ADDRESS_TYPE and self._node_name
+        return snapshot.on_node(self._node_name) if wanted else []
 
     def _respond(
         self,

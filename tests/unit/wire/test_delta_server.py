@@ -157,9 +157,20 @@ def test_a_vip_brings_the_service_with_its_workloads() -> None:
     assert set(conversation.names) == names(SERVICE, CART)
 
 
-def test_a_question_also_brings_the_workloads_of_the_node() -> None:
-    local = a_workload("local", node="n1")
+def test_the_workloads_of_the_node_come_unasked_at_once_and_as_they_appear() -> None:
+    local, later = (a_workload(name, node="n1") for name in ("local", "later"))
     conversation = a_conversation(Snapshot([local, ALONE]), wildcard=False)
+    assert set(conversation.names) == names(local)
+    conversation.exchange(conversation.session.ask(["/192.0.2.77"]))
+    assert set(conversation.names) == names(ALONE)
+    conversation.push(Snapshot([local, later, ALONE]))
+    assert set(conversation.names) == names(later)
+
+
+def test_a_question_also_brings_what_has_come_to_the_node_meanwhile() -> None:
+    local = a_workload("local", node="n1")
+    conversation = a_conversation(Snapshot([ALONE]), wildcard=False)
+    conversation.snapshot = Snapshot([local, ALONE])
     conversation.exchange(conversation.session.ask(["/192.0.2.77"]))
     assert set(conversation.names) == names(local, ALONE)
 
