@@ -38,6 +38,7 @@ from ztunnel.wire.headers import first_value
 MESSAGE_BYTES_MAX: Final = 200 * 1024 * 1024  # the first response of a large mesh
 # To take bytes apart is a third cheaper than a bytearray; a larger copy would hold others up.
 COPY_BYTES: Final = 1024 * 1024
+BLOCK_BYTES: Final = 64 * 1024  # of what waits behind a message
 SEND_BYTES: Final = 64 * 1024  # of messages in one piece
 STATUS_TEXT_CHARS: Final = 300
 PING_PAYLOAD: Final = b"ztngrpc\0"
@@ -106,9 +107,10 @@ class GrpcCall:
         self._is_finished = False
         self._prefix = bytearray()
         self._message: bytearray | None = None
+        self._is_garbled = False  # what comes from now on cannot be read
         self._size = 0  # of the message, once it is whole
         self._ready: bytearray | None = None
-        self._behind = bytearray()
+        self._behind: deque[bytearray] = deque()  # not one: to grow large is to be copied
         self._goaway = ""
 
     @property
@@ -174,15 +176,19 @@ class GrpcCall:
 
     def take(self) -> bytes | bytearray | None:
         """Take the next whole message, None if there is none (yet)."""
-        message: bytes | bytearray | None
         message, self._ready = self._ready, None
-        if message is not None and len(message) < COPY_BYTES:
-            message = bytes(message)
-        if self._behind:
-            with memoryview(self._behind) as behind:
-                size = self._digest(behind)
-            del self._behind[:size]
-        return message
+        self._catch_up()
+        self._check_end()
+        return bytes(message) if message is not None and len(message) < COPY_BYTES else message
+
+    def _catch_up(self) -> None:
+        """Read what came behind a message that is taken now."""
+        while self._behind and self._ready is None and not self._is_garbled:
+            with memoryview(self._behind[0]) as block:
+                size = self._digest(block)
+            del self._behind[0][:size]
+            if not self._behind[0]:
+                self._behind.popleft()
 
     def close(self, reason: str = "the server closed the connection") -> None:
         """Take note that the connection is gone."""
@@ -235,20 +241,32 @@ class GrpcCall:
         elif code != b"0":
             message = unquote_to_bytes(first_value(trailers, b"grpc-message") or b"")
             self.fail(_status(code), message.decode(errors="replace"))
-        elif self._prefix or self._message is not None:
-            self.fail("INTERNAL", "the server ended the call in the middle of a message")
         else:
             self._end(ErrorCodes.NO_ERROR)
+            self._check_end()
+
+    def _check_end(self) -> None:
+        """Take note of an end that is no good one after all."""
+        if self.is_over and self.failure is None and self._ready is None and self._is_amid:
+            text = "the server ended the call in the middle of a message"
+            self.failure = call_error("INTERNAL", text)
+
+    @property
+    def _is_amid(self) -> bool:
+        return bool(self._prefix) or self._message is not None
 
     def _feed(self, chunk: memoryview) -> None:
         """Take in bytes of the body."""
-        size = self._digest(chunk) if self._ready is None else 0
-        self._behind += chunk[size:]
+        rest = chunk[self._digest(chunk) :] if self._ready is None else chunk
+        if rest and self._behind and len(self._behind[-1]) + len(rest) <= BLOCK_BYTES:
+            self._behind[-1] += rest
+        elif rest:
+            self._behind.append(bytearray(rest))
 
     def _digest(self, data: memoryview) -> int:
         """Read up to the end of one message; return how many bytes that were."""
         position = 0
-        while position < len(data) and self._ready is None and self.failure is None:
+        while position < len(data) and self._ready is None and not self._is_garbled:
             if self._message is None:
                 size = _PREFIX.size - len(self._prefix)
                 self._prefix += data[position : position + size]
@@ -268,6 +286,7 @@ class GrpcCall:
         if len(self._prefix) < _PREFIX.size:
             return
         compressed, length = _PREFIX.unpack(self._prefix)
+        self._is_garbled = bool(compressed) or length > MESSAGE_BYTES_MAX
         if compressed:
             self.fail("INTERNAL", "the server compressed a message, which we did not offer")
         elif length > MESSAGE_BYTES_MAX:

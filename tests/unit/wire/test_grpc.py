@@ -249,6 +249,30 @@ def test_an_end_in_the_middle_of_a_message_is_no_good_end(cut: int) -> None:
     assert str(call.failure) == "INTERNAL: the server ended the call in the middle of a message"
 
 
+def test_what_came_before_the_end_is_taken_before_it_is_known() -> None:
+    for trailers, failure in ((FINE, None), ([("grpc-status", "14")], "UNAVAILABLE: ")):
+        call = a_call()
+        server = Server(call)
+        server.begin()
+        server.body(framed(b"one") + framed(b"two") * 40_000)
+        server.end(trailers)
+        assert call.is_over
+        assert [len(list(iter(call.take, None))), call.take()] == [40_001, None]
+        assert (call.failure and str(call.failure)) == failure
+
+
+def test_a_cut_behind_what_was_not_taken_yet_is_found_when_it_is() -> None:
+    call = a_call()
+    server = Server(call)
+    server.begin()
+    server.body(framed(b"one") + framed(b"two")[:-1])
+    server.end()
+    assert call.failure is None
+    assert call.take() == b"one"
+    assert call.take() is None
+    assert "in the middle of a message" in str(call.failure)
+
+
 def test_a_body_that_ends_without_trailers_has_no_status() -> None:
     call = a_call()
     server = Server(call)
