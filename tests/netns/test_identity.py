@@ -80,7 +80,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def a_scene(folder: Path) -> AsyncIterator[Scene]:
+async def a_scene(folder: Path, workers: int) -> AsyncIterator[Scene]:
     (folder / "root.pem").write_bytes(AUTHORITY.roots_pem)
     (folder / "token").write_text("a token \n")
     settings = {
@@ -91,6 +91,7 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
         "AUTH_TOKEN": str(folder / "token"),
         "SECRET_TTL": f"{LIFETIME_SECONDS}s",
         "CRL_PATH": str(folder / "ca.crl"),
+        "ZTUNNEL_WORKER_THREADS": str(workers),
     }
     pods = [
         a_pod("client", CLIENT),
@@ -111,10 +112,11 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_short_lives_and_a_ca_that_is_down_for_most_of_one_cost_no_call(
-    tmp_path: Path,
+    tmp_path: Path, workers: int
 ) -> None:
-    async with a_scene(tmp_path) as scene:
+    async with a_scene(tmp_path, workers) as scene:
         ca = scene.running.ca
         ca.fault = CaFault.DOWN  # right after all have been issued, or nobody could live through it
         async with scene.steady_calls():
@@ -125,10 +127,11 @@ async def test_short_lives_and_a_ca_that_is_down_for_most_of_one_cost_no_call(
     assert {call.cluster_id for call in ca.calls} == {"Kubernetes"}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_a_root_is_exchanged_and_a_revocation_cuts_exactly_the_right_tunnels(
-    tmp_path: Path,
+    tmp_path: Path, workers: int
 ) -> None:
-    async with a_scene(tmp_path) as scene:
+    async with a_scene(tmp_path, workers) as scene:
         ca = scene.running.ca
         ca.ttl_seconds_max = 2
         old, new = ca.authority, an_authority()

@@ -36,7 +36,7 @@ async def ask(mesh: DevMesh, ip: str, port: int) -> bytes:
             return await peers.read_to_end(stream)
 
 
-@pytest.mark.parametrize("callers", [1, 20])
+@pytest.mark.parametrize(("callers", "workers"), [(1, 1), (20, 1), (20, 2)])
 @pytest.mark.parametrize(
     ("ip", "port", "tunnelled"),
     [
@@ -47,10 +47,11 @@ async def ask(mesh: DevMesh, ip: str, port: int) -> bytes:
     ],
 )
 async def test_the_first_connections_find_what_was_not_known(
-    ip: str, port: int, tunnelled: bool, callers: int
+    ip: str, port: int, tunnelled: bool, callers: int, workers: int
 ) -> None:
+    settings = {**ON_DEMAND, "ZTUNNEL_WORKER_THREADS": str(workers)}
     async with (
-        kube_mesh(MANIFESTS, prefix=f"zt{os.getpid()}", settings=ON_DEMAND) as (mesh, _),
+        kube_mesh(MANIFESTS, prefix=f"zt{os.getpid()}", settings=settings) as (mesh, _),
         trio.open_nursery() as nursery,
     ):
         servers = [mesh.pods["cart-a"], mesh.pods["cart-b"]]
