@@ -24,7 +24,7 @@ pytestmark = pytest.mark.netns
 APP = 8080
 SERVER = "10.244.2.10"
 HELD = 40  # that all of them fall to one of two workers has a probability of 2**-39
-SECONDS = 15
+SECONDS = 25
 LINE = re.compile(r"[0-9T:.-]+Z\t(trace|debug|info|warn|error)\t[^\t]+\t[^\t]+\t[^\t]*")
 
 
@@ -212,6 +212,27 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(tmp_path
         assert set(victims) & set(workers_of(scene.client)) == {victims[1]}
         await until(lambda: open_files(control) <= files)
         assert len(workers_of(scene.client)) == 2
+
+
+async def test_a_node_without_workers_is_not_ready_until_it_has_some_again(tmp_path: Path) -> None:
+    async with a_scene(tmp_path) as scene:
+        node, since = scene.mesh.nodes["node-a"], len(scene.client.lines.all)
+        bound = listeners(scene, "client")
+        for pid in workers_of(scene.client):
+            os.kill(pid, signal.SIGKILL)
+        answers_seen = [await http(node, READINESS, "GET /healthz/ready")]
+        with trio.fail_after(SECONDS):
+            while answers_seen[-1][0] != "HTTP/1.1 200 OK" or len(answers_seen) == 1:
+                await trio.sleep(0.02)
+                answers_seen.append(await http(node, READINESS, "GET /healthz/ready"))
+        pending = ("HTTP/1.1 500 Internal Server Error", b"not ready, pending: workers\n")
+        assert pending in answers_seen
+        for number in range(2):
+            ready = f"worker ready\tworker={number}"
+            await scene.client.lines.wait_for(ready, since=since, seconds=SECONDS)
+        await until(lambda: listeners(scene, "client") == bound)
+        await scene.hold(5)
+        assert scene.mesh.agents["node-a"].connections == 1
 
 
 async def test_new_connections_succeed_while_workers_are_killed_one_by_one(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ async def a_scene(monkeypatch: pytest.MonkeyPatch, **control: Any) -> AsyncItera
         finally:
             process.kill()
             worker.link.close()
-            with trio.move_on_after(5):
+            with trio.move_on_after(5, shield=True):
                 await scene.over.wait()
             for fd in worker.fds:
                 os.close(fd)
