@@ -38,7 +38,7 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 class ListSection:
     """A top key that holds a sorted list."""
 
-    items: Callable[[], Iterable[Any]]
+    items: Callable[[], Collection[Any]]
     key: Callable[[Any], str]
     show: Callable[[Any], Mapping[str, object]]
 
@@ -111,7 +111,7 @@ def _dump(sections: Mapping[str, Section], wish: Wish) -> Iterator[bytes]:
         yield opening + f'  "{name}": '.encode()
         section = sections[name]
         if isinstance(section, ListSection):
-            many = Many(items=list(section.items()), key=section.key, show=section.show)
+            many = Many(items=section.items(), key=section.key, show=section.show)
             yield from _members(many, b"\n  ", wish.takes)
         else:
             yield from _members(_entries(section), b"\n  ", everything)

@@ -8,6 +8,7 @@ else runs meanwhile. This one is split by the keys' hashes into parts, each of w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
@@ -50,8 +51,7 @@ class _Values(Collection[V]):
         return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[V]:
-        for part in self._parts:
-            yield from part.values()
+        return chain.from_iterable(map(dict.values, self._parts))
 
     def __contains__(self, value: object) -> bool:
         return any(value in part.values() for part in self._parts)
