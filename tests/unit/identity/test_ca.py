@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,8 +20,10 @@ from tests.support.certs import (
     an_established_pair,
 )
 from ztunnel.errors import CallError, IdentityError
+from ztunnel.identity import ca
 from ztunnel.identity.ca import ANSWER_BYTES_MAX, CALL_SECONDS, CaClient, accepted
 from ztunnel.identity.dev_ca import DevelopmentCa
+from ztunnel.tls.certificate import WorkloadCertificate
 from ztunnel.tls.csr import make_signing_request
 from ztunnel.wire.ca import CREATE_CERTIFICATE_PATH, decode_request, encode_response
 
@@ -73,6 +77,54 @@ async def test_each_request_has_a_key_of_its_own() -> None:
     client = a_client()
     one, other = await client.issue(a_name()), await client.issue(a_name())
     assert one.key_pem != other.key_pem
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+class AnswersTogether(FakeCaller):
+    """Answers nobody until `count` have asked."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(AUTHORITY.sign)
+        self.left = count
+        self.all_asked = trio.Event()
+
+    async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
+        answer = await super().unary(path, request, seconds=seconds)
+        self.left -= 1
+        if not self.left:
+            self.all_asked.set()
+        await self.all_asked.wait()
+        return answer
+
+
+async def test_answers_that_come_together_are_taken_one_in_each_turn_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns, taken_in = Turns(), []
+
+    def noted(*arguments: Any) -> WorkloadCertificate:
+        taken_in.append(turns.count)
+        return accepted(*arguments)
+
+    monkeypatch.setattr(ca, "accepted", noted)
+    client = replace(a_client(), caller=AnswersTogether(8))
+    trio.lowlevel.add_instrument(turns)
+    try:
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(client.issue, a_name(f"account-{number}"))
+    finally:
+        trio.lowlevel.remove_instrument(turns)
+    assert len(taken_in) == len(set(taken_in)) == 8
 
 
 async def test_the_answer_works_in_a_handshake() -> None:
