@@ -114,7 +114,7 @@ def addresses(found: Found, version: int, view: Viewpoint, services: Services) -
     if (version != _V4 and not view.ipv6) or service.ip_families is _FORBIDDEN[version]:
         return []
     if found.endpoint is not None:
-        return _first_ip(found.endpoint, version)
+        return first_ip(found.endpoint, version)
     if service.vips:
         return [
             vip.ip
@@ -125,7 +125,7 @@ def addresses(found: Found, version: int, view: Viewpoint, services: Services) -
         ip
         for workload in services.endpoints(service)
         if workload.network == view.network
-        for ip in _first_ip(workload, version)
+        for ip in first_ip(workload, version)
     ]
 
 
@@ -179,6 +179,11 @@ def label_of(workload: Workload) -> str:
     return _dashed(workload.ips[0]) if workload.ips else ""
 
 
+def first_ip(workload: Workload, version: int) -> list[IpAddress]:
+    """Give the address of one IP version that a pod is known by; none or one."""
+    return [ip for ip in workload.ips if ip.version == version][:1]
+
+
 def _find_pod(name: str, view: Viewpoint, services: Services) -> Found | None:
     """Find `pod.service.namespace.svc.domain` of a headless service."""
     inside = name.removesuffix(f".svc.{view.cluster_domain}")
@@ -213,10 +218,6 @@ def _dashed(ip: IpAddress) -> str:
     """Write an address as a label, as cluster DNS does: one that ended in a dash ends in a zero."""
     label = str(ip).replace(".", "-").replace(":", "-")
     return f"{label}0" if label.endswith("-") else label
-
-
-def _first_ip(workload: Workload, version: int) -> list[IpAddress]:
-    return [ip for ip in workload.ips if ip.version == version][:1]
 
 
 def _choose(hostname: str, view: Viewpoint, services: Services) -> Service | None:

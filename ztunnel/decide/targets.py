@@ -18,6 +18,8 @@ from ztunnel.model.service import Service
 from ztunnel.model.workload import Workload
 from ztunnel.state.services import Services
 
+# As many SRV records of the shortest names as no DNS message can hold; nobody can be told of more.
+TARGETS_MAX = 2200
 _VERSIONS = (4, 6)
 
 
@@ -46,13 +48,17 @@ def targets(
 ) -> list[Target] | None:
     """List where a service is, at one of its ports or at each; None if we cannot know.
 
-    That is so for names outside Kubernetes: what SRV records mean there is their owners' choice.
+    We cannot for names outside Kubernetes: what SRV records mean there is their owners' choice.
+    The list ends with the pod that makes it `TARGETS_MAX` long.
     """
     service = found.service
     if found.by_wildcard or not service.hostname.endswith(f".svc.{view.cluster_domain}"):
         return None
+    versions = [version for version in _VERSIONS if names.allows(found, version, view)]
     if service.vips:
-        addresses = _addresses(found, view, services)
+        addresses = tuple(
+            ip for version in versions for ip in names.addresses(found, version, view, services)
+        )
         return [
             Target(service.hostname, number, addresses)
             for number, _ in _chosen(service.ports, port)
@@ -60,10 +66,12 @@ def targets(
     pods = [found.endpoint] if found.endpoint is not None else services.endpoints(service)
     listed: dict[tuple[str, Port], Target] = {}
     for pod in pods:
+        if len(listed) >= TARGETS_MAX:
+            break
         label = names.label_of(pod)
         if label and pod.network == view.network:
             host = f"{label}.{service.hostname}"
-            addresses = _addresses(Found(service, host, pod), view, services)
+            addresses = tuple(ip for version in versions for ip in names.first_ip(pod, version))
             for number in _ports(pod, service, port):
                 listed.setdefault((host, number), Target(host, number, addresses))
     return list(listed.values())
@@ -77,9 +85,3 @@ def _ports(pod: Workload, service: Service, port: Port | None) -> Iterator[Port]
 
 def _chosen(ports: Mapping[Port, Port], port: Port | None) -> Iterator[tuple[Port, Port]]:
     return (pair for pair in ports.items() if port is None or pair[0] == port)
-
-
-def _addresses(found: Found, view: Viewpoint, services: Services) -> tuple[IpAddress, ...]:
-    return tuple(
-        ip for version in _VERSIONS for ip in names.addresses(found, version, view, services)
-    )

@@ -122,15 +122,16 @@ def _services(query: Query, listed: Sequence[Target], view: Viewpoint) -> Local:
     """Make SRV records that share what comes in, and give the addresses of their hosts, too."""
     owner = dns_records.owner_of(query, query.name)
     weight = max(1, WEIGHTS // max(1, len(listed)))
+    hosts = {target.host: dns_records.encode_host(target.host) for target in listed}
     records = [
-        dns_records.service_record(owner, target.host, target.port, TTL_SECONDS, weight)
+        dns_records.service_record(owner, hosts[target.host], target.port, TTL_SECONDS, weight)
         for target in listed
     ]
-    hosts = {target.host: target.addresses for target in listed}
+    addresses = {target.host: target.addresses for target in listed}
     additional = tuple(
-        dns_records.address_record(dns_records.encode_name(host), ip, TTL_SECONDS)
-        for host, addresses in hosts.items()
-        for ip in addresses
+        dns_records.address_record(encoded, ip, TTL_SECONDS)
+        for host, encoded in hosts.items()
+        for ip in addresses[host]
     )
     return _records(query, (), records, view, additional)
 

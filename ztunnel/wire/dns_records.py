@@ -10,6 +10,7 @@ import dns.name
 
 from ztunnel.model.network import IpAddress
 from ztunnel.wire.dns import CLASS_IN, HEADER_BYTES, Query, RecordType
+from ztunnel.wire.dns_names import LABEL_BYTES_MAX, NAME_BYTES_MAX
 
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length
 _SERVICE = struct.Struct("!HHH")  # RFC 2782: priority, weight, port
@@ -34,6 +35,21 @@ def encode_name(name: str) -> bytes:
         return dns.name.from_text(name, dns.name.root).to_wire() or b""
     except (dns.exception.DNSException, UnicodeError) as exc:
         raise ValueError(f"not a DNS name: {name!r}") from exc
+
+
+def encode_host(host: str) -> bytes:
+    """Encode one of many names that differ in their first label only; as `encode_name` does.
+
+    Raises:
+        ValueError: it is none.
+    """
+    label, dot, rest = host.partition(".")
+    if not (dot and 0 < len(label) <= LABEL_BYTES_MAX and label.isascii() and "\\" not in label):
+        return encode_name(host)
+    encoded = bytes((len(label),)) + label.encode() + encode_name(rest)
+    if len(encoded) > NAME_BYTES_MAX:
+        raise ValueError(f"not a DNS name: {host!r}")
+    return encoded
 
 
 def owner_of(query: Query, name: str) -> bytes:
@@ -63,13 +79,9 @@ def cname_record(query: Query, owner: bytes, target: str, ttl: int) -> tuple[byt
     return record, _REFERENCE.pack(_POINTER | at)
 
 
-def service_record(owner: bytes, host: str, port: int, ttl: int, weight: int) -> bytes:
-    """Make an SRV record (RFC 2782).
-
-    Raises:
-        ValueError: the host is no name.
-    """
-    return _record(owner, RecordType.SRV, ttl, _SERVICE.pack(0, weight, port) + encode_name(host))
+def service_record(owner: bytes, host: bytes, port: int, ttl: int, weight: int) -> bytes:
+    """Make an SRV record (RFC 2782) with a host that is encoded already."""
+    return _record(owner, RecordType.SRV, ttl, _SERVICE.pack(0, weight, port) + host)
 
 
 def pointer_record(owner: bytes, host: str, ttl: int) -> bytes:

@@ -8,10 +8,13 @@ from hypothesis import given, strategies as st
 from tests.support.builders import a_service, a_store, a_workload
 from tests.support.names import HEADLESS, a_headless_store, a_kube_service, a_pod, a_view, kube
 from ztunnel.decide import names
-from ztunnel.decide.targets import numbered, targets
+from ztunnel.decide.targets import TARGETS_MAX, numbered, targets
 from ztunnel.model.network import Port
 from ztunnel.model.service import IpFamilies
 from ztunnel.state.store import Store
+from ztunnel.wire import dns_records
+from ztunnel.wire.dns import MESSAGE_BYTES_MAX
+from ztunnel.wire.dns_records import encode_name
 
 Listed = list[tuple[str, int, list[str]]] | None
 WEB = [(f"web-0.{HEADLESS}", 8080, ["10.1.0.1"]), (f"web-1.{HEADLESS}", 8080, ["10.1.0.2"])]
@@ -103,6 +106,18 @@ def test_addresses_are_of_the_families_that_the_service_has() -> None:
     ]:
         store = a_store(a_service(HEADLESS, ns="ns1", ip_families=families), pod)
         assert targets_of("web", store) == [(f"web-0.{HEADLESS}", 80, expected)]
+
+
+def test_no_more_are_listed_than_a_message_can_hold() -> None:
+    ports = {80: 80, 81: 81}
+    pods = [
+        a_workload(f"p{n}", ns="ns1", ips=["10.1.0.1"], services={f"ns1/{HEADLESS}": ports})
+        for n in range(TARGETS_MAX)
+    ]
+    store = a_store(a_service(HEADLESS, ns="ns1", port_map=ports), *pods)
+    assert len(targets_of("web", store) or []) == TARGETS_MAX
+    shortest = dns_records.service_record(b"\xc0\x0c", encode_name("a.b.c.svc.d"), 1, 1, 1)
+    assert len(shortest) * TARGETS_MAX > MESSAGE_BYTES_MAX
 
 
 @pytest.mark.parametrize("name", ["api.example.com", "x.wide.svc.cluster.local"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dns.message
 import dns.name
 import pytest
+from hypothesis import given, strategies as st
 
 from ztunnel.model.network import parse_ip
 from ztunnel.wire import dns as wire, dns_records
@@ -29,7 +30,7 @@ def test_records_are_what_dnspython_reads() -> None:
         query,
         dns_records.address_record(owner, parse_ip("10.0.0.1"), 30),
         dns_records.address_record(owner, parse_ip("2001:db8::1"), 31),
-        dns_records.service_record(owner, "web-0.example.org", 8080, 32, 50),
+        dns_records.service_record(owner, b"\5web-0\7example\3org\0", 8080, 32, 50),
         dns_records.pointer_record(owner, "example.org", 33),
         dns_records.zone_record("example.org", 34),
     ) == [
@@ -80,3 +81,42 @@ def test_names_may_end_with_a_dot_or_not() -> None:
 
 def test_the_root_is_a_name() -> None:
     assert dns_records.encode_name("") == dns_records.encode_name(".") == b"\0"
+
+
+HOSTS = [
+    "web-0.web.shop.svc.cluster.local",
+    "a.b",
+    "alone",
+    f"{'x' * 63}.example",
+    r"dot\.ted.example",
+    "two words.example",
+    "UPPER.example",
+    f"{'a.' * 126}a",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_is_encoded_as_any_name(host: str) -> None:
+    assert dns_records.encode_host(host) == dns_records.encode_name(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [f"{'x' * 64}.example", ".example", "a..b", f"{'a.' * 127}a", f"{'x' * 63}.{'a.' * 95}b"],
+)
+def test_what_is_no_name_is_no_host(host: str) -> None:
+    with pytest.raises(ValueError, match="not a DNS name"):
+        dns_records.encode_name(host)
+    with pytest.raises(ValueError, match="not a DNS name"):
+        dns_records.encode_host(host)
+
+
+@given(host=st.text(alphabet="ab.-_\\ é*@", max_size=40))
+def test_any_text_is_a_host_as_it_is_a_name(host: str) -> None:
+    try:
+        encoded = dns_records.encode_name(host)
+    except ValueError:
+        with pytest.raises(ValueError, match="not a DNS name"):
+            dns_records.encode_host(host)
+    else:
+        assert dns_records.encode_host(host) == encoded
