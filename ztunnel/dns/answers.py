@@ -23,6 +23,7 @@ from ztunnel.wire.dns import Query, Rcode, RecordType, Reply
 
 TTL_SECONDS = 30
 WEIGHTS = 100  # of all SRV records of one answer together, as CoreDNS has it
+RECORD_BYTES_MIN = 16  # an A record of the name in the question
 
 SUCCESS = "success"
 NO_RECORDS = "no records"
@@ -63,15 +64,19 @@ def plan(query: Query, view: Viewpoint, store: Store) -> Plan:
         return Forward()
 
 
-def shuffled(reply: Reply, rng: random.Random) -> Reply:
-    """Give the answers of a remembered reply another order."""
-    if len(reply.answers) < 2:  # noqa: PLR2004 - there is only one order
+def shuffled(reply: Reply, rng: random.Random, limit: int) -> Reply:
+    """Give the answers of a remembered reply another order, for a message of `limit` bytes.
+
+    Of very many there are as many left as would not fit: so that there is more is seen.
+    """
+    count = len(reply.answers)
+    if count < 2:  # noqa: PLR2004 - there is only one order
         return reply
     return Reply(
         rcode=reply.rcode,
         is_authoritative=reply.is_authoritative,
         leading=reply.leading,
-        answers=rng.sample(reply.answers, len(reply.answers)),
+        answers=rng.sample(reply.answers, min(count, limit // RECORD_BYTES_MIN + 1)),
         authority=reply.authority,
         additional=reply.additional,
     )

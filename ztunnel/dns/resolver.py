@@ -227,10 +227,11 @@ class Resolver:
     def _say(self, data: bytes, query: Query, plan: Local, transport: Transport) -> bytes:
         self.note(query, plan.result, plan.endpoints)
         self.tally.answered(Source.MESH, plan.reply.rcode)
-        return self._rendered(data, query, answers.shuffled(plan.reply, self._rng), transport)
+        reply = answers.shuffled(plan.reply, self._rng, _room(query, transport))
+        return self._rendered(data, query, reply, transport)
 
     def _rendered(self, data: bytes, query: Query, reply: Reply, transport: Transport) -> bytes:
-        limit = query.udp_limit if transport is Transport.UDP else MESSAGE_BYTES_MAX
+        limit = _room(query, transport)
         return dns.render(query, reply, limit=limit, message_id=dns.message_id_of(data))
 
     def fail(self, pending: Pending, reason: str) -> bytes:
@@ -253,6 +254,10 @@ class Resolver:
             "endpoints": endpoints,
         }
         log.debug("", **fields)
+
+
+def _room(query: Query, transport: Transport) -> int:
+    return query.udp_limit if transport is Transport.UDP else MESSAGE_BYTES_MAX
 
 
 def _remember(memo: dict[K, V], key: K, value: V) -> None:

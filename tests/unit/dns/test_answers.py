@@ -10,12 +10,20 @@ import pytest
 from tests.support.builders import a_service, a_store, a_workload
 from ztunnel.decide.names import Viewpoint
 from ztunnel.dns import answers
-from ztunnel.dns.answers import BAD_VERSION, NO_RECORDS, SUCCESS, UNSUPPORTED, Forward, Local
+from ztunnel.dns.answers import (
+    BAD_VERSION,
+    NO_RECORDS,
+    RECORD_BYTES_MIN,
+    SUCCESS,
+    UNSUPPORTED,
+    Forward,
+    Local,
+)
 from ztunnel.model.identity import Namespace
-from ztunnel.model.network import Network
+from ztunnel.model.network import Network, parse_ip
 from ztunnel.model.service import IpFamilies
 from ztunnel.state.store import Store
-from ztunnel.wire import dns as wire
+from ztunnel.wire import dns as wire, dns_records
 from ztunnel.wire.dns import Query, Reply
 
 VIEW = Viewpoint(namespace=Namespace("ns1"), network=Network(""))
@@ -198,7 +206,7 @@ def test_the_services_of_a_name_with_an_address_are_the_clusters_to_tell_if_it_c
 def test_addresses_of_targets_come_along(name: str, expected: list[str]) -> None:
     plan = planned(name, "SRV")
     assert isinstance(plan, Local)
-    shuffled = answers.shuffled(plan.reply, random.Random(1))
+    shuffled = answers.shuffled(plan.reply, random.Random(1), 512)
     for reply in (plan.reply, shuffled):
         additional = printed(a_query(name, "SRV"), reply).additional
         assert [str(rrset) for rrset in additional] == expected
@@ -241,12 +249,28 @@ def test_many_pods_have_a_weight_each() -> None:
 def test_answers_are_shuffled_but_what_leads_is_not() -> None:
     rng = random.Random(5)
     reply = Reply(leading=(b"first",), answers=[b"a", b"b", b"c"])
-    orders = {tuple(answers.shuffled(reply, rng).answers) for _ in range(100)}
+    orders = {tuple(answers.shuffled(reply, rng, 512).answers) for _ in range(100)}
     assert len(orders) == 6
-    assert {answers.shuffled(reply, rng).leading for _ in range(10)} == {(b"first",)}
+    assert {answers.shuffled(reply, rng, 512).leading for _ in range(10)} == {(b"first",)}
+
+
+def test_of_very_many_answers_one_more_is_drawn_than_fits() -> None:
+    query = a_query("big.example.com")
+    owner = dns_records.owner_of(query, query.name)
+    ips = [parse_ip(f"10.0.{n // 250}.{n % 250}") for n in range(999)]
+    reply = Reply(answers=[dns_records.address_record(owner, ip, 30) for ip in ips])
+    assert {len(record) for record in reply.answers} == {RECORD_BYTES_MIN}
+    seen: set[bytes] = set()
+    for seed in range(200):
+        drawn = answers.shuffled(reply, random.Random(seed), 512)
+        assert len(set(drawn.answers)) == 512 // RECORD_BYTES_MIN + 1
+        message = dns.message.from_wire(wire.render(query, drawn, limit=512, message_id=0))
+        assert message.flags & dns.flags.TC
+        seen.update(drawn.answers)
+    assert len(seen) > 900
 
 
 @pytest.mark.parametrize("few", [[], [b"a"]])
 def test_few_answers_have_one_order(few: list[bytes]) -> None:
     reply = Reply(answers=few)
-    assert answers.shuffled(reply, random.Random(1)) is reply
+    assert answers.shuffled(reply, random.Random(1), 512) is reply
