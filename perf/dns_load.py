@@ -51,16 +51,15 @@ class Load:
             rest = query(self.name, self.rng.randbytes(8)) if self.fresh else self.plain
             try:
                 self.sock.send(number.to_bytes(2, "big") + rest)
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionRefusedError):
                 self.asked -= 1
                 return
             self.sent[number] = time.perf_counter()
 
     def take(self, *, counts: bool) -> None:
-        """Wait for answers; when none come for long, what is under way is lost."""
+        """Wait for answers; when none come for long, or nobody is there, all of them are lost."""
         if not select.select([self.sock], [], [], PATIENCE_SECONDS)[0]:
-            self.lost += len(self.sent)
-            self.sent.clear()
+            self.give_up()
             return
         try:
             while True:
@@ -75,6 +74,13 @@ class Load:
                     self.times.append(time.perf_counter() - asked)
         except BlockingIOError:
             pass
+        except ConnectionRefusedError:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Wait no longer for what is under way."""
+        self.lost += len(self.sent)
+        self.sent.clear()
 
 
 def run(load: Load, *, seconds: float, queries: int) -> dict[str, float]:
