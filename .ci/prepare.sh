@@ -125,7 +125,7 @@ install_cri_client() { # without what it depends on: it pins an older protobuf t
 
 debian_mirror() { # where this machine gets Debian's packages; nothing if it does not, or has no lists yet
   apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-    awk '$1 == "Debian" && $2 == "Debian" && !uri { uri = $3 } END { print uri }'
+    awk '$1 == "Debian" && $2 == "Debian" && !uri { uri = $3 } END { print uri }' || true
 }
 
 fetch_runtime() { # fetch_runtime MIRROR SUITE: containerd and the CNI plugins of a suite, nothing of them installed
@@ -149,9 +149,10 @@ fetch_runtime() { # fetch_runtime MIRROR SUITE: containerd and the CNI plugins o
 install_runtime() { # containerd 2 with CNI plugins of its time, beside the machine's own
   local mirror suite tried
   [ ! -f .peers/runtime/.version ] || return 0
+  mkdir -p .cache
   mirror=$(debian_mirror)
   if [ -z "$mirror" ] && [ "$(id -u)" -eq 0 ]; then
-    quietly "refreshing the list of system packages" apt-get -qq update
+    apt-get -qq update >"$log" 2>&1 </dev/null || true # what is wrong shows when there is no mirror
     mirror=$(debian_mirror)
   fi
   tried=$(printf 'containerd\t%s\ncontainernetworking-plugins\t%s' "$CONTAINERD_TRIED" "$CNI_PLUGINS_TRIED")
