@@ -108,34 +108,32 @@ class ProbeSets:
     def _repair(self) -> None:
         """Make the sets equal to our list; in the thread, after all changes before it."""
         wanted = dict(self._owners)
-        if self._detours is not None:
-            self._detours.settle(wanted)
         found = read_members(self._host)
         wrong = {ip: str(uid) for ip, uid in wanted.items() if found.get(ip) != uid}
         unknown = [ip for ip in found if ip not in wanted]
         change_members(self._host, wrong, unknown)
+        if self._detours is not None:
+            self._detours.settle(wanted)
 
     async def _change(self, wanted: dict[IpAddress, PodUid], gone: list[IpAddress]) -> None:
         self._metrics.exempted.set(len(self._owners))
-        if self._detours is not None and (wanted or gone):
-            await trio.to_thread.run_sync(
-                self._detour, self._detours, list(wanted), gone, limiter=self._limiter
-            )
-        if self.plan is None or not (wanted or gone):
+        if not (wanted or gone):
             await trio.lowlevel.checkpoint()
             return
-        named = {ip: str(uid) for ip, uid in wanted.items()}
+        if self.plan is not None:
+            await self._change_sets({ip: str(uid) for ip, uid in wanted.items()}, gone)
+        if self._detours is not None:
+            await trio.to_thread.run_sync(
+                _lead, self._detours, list(wanted), gone, limiter=self._limiter
+            )
+
+    async def _change_sets(self, wanted: dict[IpAddress, str], gone: list[IpAddress]) -> None:
         try:
             await trio.to_thread.run_sync(
-                change_members, self._host, named, gone, limiter=self._limiter
+                change_members, self._host, wanted, gone, limiter=self._limiter
             )
         except RedirectError:
-            await self._rewrite(named, gone)
-
-    @staticmethod
-    def _detour(detours: Detours, wanted: list[IpAddress], gone: list[IpAddress]) -> None:
-        detours.drop(gone)
-        detours.put(wanted)
+            await self._rewrite(wanted, gone)
 
     async def _rewrite(self, wanted: dict[IpAddress, str], gone: list[IpAddress]) -> None:
         """Try again after writing the sets: somebody may have removed them."""
@@ -151,3 +149,8 @@ class ProbeSets:
     def _disown(self, ips: Iterable[IpAddress]) -> None:
         for ip in ips:
             del self._owners[ip]
+
+
+def _lead(detours: Detours, wanted: list[IpAddress], gone: list[IpAddress]) -> None:
+    detours.drop(gone)
+    detours.put(wanted)
