@@ -185,13 +185,13 @@ async def _populated(scene: Scene) -> AsyncIterator[None]:
     for name in IPS:
         scene.add_pod(name)
         scene.announce(name)
-    async with trio.open_nursery() as nursery:
-        server = scene.pods["server"]
-        listener = await DevMesh.listen(None, server, APP)  # type: ignore[arg-type]
-        await nursery.start(peers.serve, peers.echo, listener)
-        with scene.mesh_ca() as port:
+    with scene.mesh_ca() as port:
+        async with trio.open_nursery() as nursery:
+            server = scene.pods["server"]
+            listener = await DevMesh.listen(None, server, APP)  # type: ignore[arg-type]
+            await nursery.start(peers.serve, peers.echo, listener)
             istiod = scene.cluster.add_outside("istiod", ISTIOD_IP)
             ca = await DevMesh.listen(None, istiod, ISTIOD_PORT)  # type: ignore[arg-type]
             await nursery.start(forward, ca, port)
             yield
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
