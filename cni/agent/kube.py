@@ -66,29 +66,30 @@ class Watcher(Generic[T]):
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        delay = FIRST_DELAY_SECONDS
+        silent = stale = FIRST_DELAY_SECONDS  # how long to wait for a server, and for a list
         while True:
             try:
                 if self.mirror.version is None:
                     await self._list()
                 await self._watch()
-                delay = FIRST_DELAY_SECONDS
+                silent = stale = FIRST_DELAY_SECONDS
                 # A server that ends each watch at once must not be asked without pause.
                 pause = self._rng.uniform(0, FIRST_DELAY_SECONDS)
             except ExpiredError as exc:
                 self.mirror.expire()
                 log.info("watch expired", kind=self._collection.name, error=str(exc))
-                pause, delay = (
-                    delay * self._rng.uniform(0.5, 1.0),
-                    min(delay * 2, DELAY_SECONDS_MAX),
-                )
+                # It answers again, and after its restart always that: the list is not to wait for
+                # as long as it was away.
+                silent = FIRST_DELAY_SECONDS
+                pause, stale = self._backed_off(stale)
             except KubeError as exc:
                 log.warning("watch failed", kind=self._collection.name, error=str(exc))
-                pause, delay = (
-                    delay * self._rng.uniform(0.5, 1.0),
-                    min(delay * 2, DELAY_SECONDS_MAX),
-                )
+                pause, silent = self._backed_off(silent)
             await trio.sleep(pause)
+
+    def _backed_off(self, delay: float) -> tuple[float, float]:
+        """Say how long to pause now, and what to begin with the next time."""
+        return delay * self._rng.uniform(0.5, 1.0), min(delay * 2, DELAY_SECONDS_MAX)
 
     async def _list(self) -> None:
         items: list[T] = []

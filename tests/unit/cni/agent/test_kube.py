@@ -118,6 +118,29 @@ async def test_a_watch_refused_as_expired_leads_to_a_list() -> None:
         await eventually(lambda: follower.watcher.lists == 2)
 
 
+async def test_after_a_servers_restart_the_list_does_not_wait_as_long_as_the_server_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await trio.lowlevel.checkpoint()
+
+    kube = FakeKube()
+    kube.put(a_pod())
+    async with following(kube) as follower:
+        await follower.until("a")
+        monkeypatch.setattr(trio, "sleep", note)
+        kube.refuse = [503] * 6 + [410]  # as a real server: its watch cache begins anew
+        kube.put(a_pod("b"))
+        kube.compact()
+        await follower.until("a", "b")
+    *away, expired = pauses
+    assert max(away) > 10 * kube_module.FIRST_DELAY_SECONDS
+    assert expired <= kube_module.FIRST_DELAY_SECONDS
+
+
 async def test_while_the_server_is_down_we_keep_what_we_know_and_come_back() -> None:
     kube = FakeKube()
     kube.put(a_pod())
