@@ -99,17 +99,16 @@ def read_service(
     Raises:
         ResourceError | ValueError: it is malformed.
     """
-    vips = sequence(spec.get("clusterIPs"), "clusterIPs") or [spec.get("clusterIP")]
+    given = sequence(spec.get("clusterIPs"), "clusterIPs") or [spec.get("clusterIP")]
+    vips = [parse_ip(str(vip)) for vip in given if vip not in {None, "", "None"}]
     families = tuple(str(family) for family in sequence(spec.get("ipFamilies"), "ipFamilies"))
+    # Where a manifest is silent, an API server fills them in.
+    families = families or tuple(f"IPv{ip.version}" for ip in vips)
     return Service(
         name=name,
         namespace=Namespace(namespace),
         hostname=hostname_of(name, namespace, domain),
-        vips=tuple(
-            NetworkAddress(Network(""), parse_ip(str(vip)))
-            for vip in vips
-            if vip not in {None, "", "None"}
-        ),
+        vips=tuple(NetworkAddress(Network(""), ip) for ip in vips),
         ports={
             port: target if isinstance(target, int) else NAMED_PORT for port, target in _ports(spec)
         },

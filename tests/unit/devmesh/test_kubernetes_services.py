@@ -47,6 +47,22 @@ def test_a_service_has_its_name_addresses_and_ports() -> None:
     assert service.canonical
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('clusterIPs: [10.0.0.1, "2001:db8::1"]', IpFamilies.DUAL),
+        ("clusterIP: 10.0.0.1", IpFamilies.IPV4_ONLY),
+        ('clusterIP: "2001:db8::1"', IpFamilies.IPV6_ONLY),
+        ("clusterIP: None", None),
+        ('{clusterIPs: [10.0.0.1, "2001:db8::1"], ipFamilies: [IPv4]}', IpFamilies.IPV4_ONLY),
+    ],
+)
+def test_families_follow_from_the_addresses_unless_they_are_given(
+    text: str, wanted: IpFamilies | None
+) -> None:
+    assert read(text).ip_families is wanted
+
+
 @pytest.mark.parametrize("text", ["clusterIP: None", "clusterIP: ''", "ports: []"])
 def test_a_headless_service_has_no_address(text: str) -> None:
     assert read(text).vips == ()
