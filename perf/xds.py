@@ -3,10 +3,10 @@
     python -m perf.xds [workloads] [services] [policies] [whole]
 
 With `whole` all addresses come in one message, as from istiod; else in many, as from our own.
-The control plane is a process of its own. CPU is this process's, all threads, less what measuring
+The control plane is a process of its own. CPU is this process's, less what measuring
 costs while nothing happens. A turn is how long one task kept the loop, by the thread's CPU time. A
 stall is how late a task is that wants to run every millisecond, so it is what a connection would
-feel: it has in it what other threads of ours (and, on a busy machine, other processes) took.
+feel: on a busy machine it has in it what other processes took.
 """
 
 from __future__ import annotations
@@ -231,6 +231,7 @@ async def measure(child: subprocess.Popen[str], sizes: tuple[int, int, int]) -> 
     trio.lowlevel.add_instrument(stalls)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stalls.watch)
+        gc.collect()  # of the program that was just loaded, which is no part of a sync
         await stalls.calibrate()
         print(f"before: {rss_mib():.0f} MiB")
         client = xds_client(config, store, metrics=metrics, rng=random.Random(1))

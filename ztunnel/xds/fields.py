@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
+from sys import intern
 from typing import TypeVar
 
 import yaml
@@ -62,9 +63,12 @@ class Field:
         return self.node.tag == NULL_TAG
 
     def text(self) -> str | None:
-        """Return a scalar as it is written; None when it is something else."""
+        """Return a scalar as it is written; None when it is something else.
+
+        It is interned: a mesh says the same few words of very many workloads.
+        """
         if isinstance(self.node, yaml.ScalarNode) and not self.is_null:
-            return str(self.node.value)
+            return intern(str(self.node.value))
         self.wrong(f"expected text, found {self.kind}")
         return None
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import lru_cache
 from ipaddress import ip_network
+from typing import TypeAlias, TypeVar, cast
 
 import yaml
 
@@ -52,7 +55,11 @@ from ztunnel.model.workload import (
 )
 from ztunnel.xds.fields import Field, integer_up_to
 
+H = TypeVar("H", bound=Hashable)
+_PortPairs: TypeAlias = tuple[tuple[Port, Port], ...]
+
 CAPACITY_MAX = 2**32 - 1  # uint32 on the wire
+SHARED = 4096  # different places, sets of services and so on; more are simply not shared
 
 WORKLOAD_KEYS = frozenset(
     (
@@ -115,7 +122,7 @@ def read_workload(field: Field) -> Workload:
         locality=obj.read("locality", _locality, Locality()),
         health=obj.choice("status", Health, Health.HEALTHY),
         capacity=obj.read("capacity", lambda item: item.parse(integer_up_to(CAPACITY_MAX)), 1),
-        policies=obj.each("authorizationPolicies", lambda item: item.parse(_policy_key)),
+        policies=_the_one(obj.each("authorizationPolicies", lambda item: item.parse(_policy_key))),
         services=obj.read("services", _services_of_workload, {}),
     )
 
@@ -203,16 +210,32 @@ def _service_account(field: Field) -> ServiceAccountMatch:
 
 def _services_of_workload(field: Field) -> dict[ServiceKey, dict[Port, Port]]:
     """Read a map of service to ports; a mere list, as in the config dump, maps no ports."""
-    services: dict[ServiceKey, dict[Port, Port]] = {}
+    listed: list[tuple[ServiceKey, _PortPairs]] = []
     if isinstance(field.node, yaml.SequenceNode):
-        for item in field.items():
-            if key := item.parse(_service_key):
-                services[key] = {}
-        return services
-    for name, ports in field.entries():
-        if key := name.parse(_service_key):
-            services[key] = _ports(ports)
-    return services
+        listed = [(key, ()) for item in field.items() if (key := item.parse(_service_key))]
+    else:
+        for name, ports in field.entries():
+            if key := name.parse(_service_key):
+                listed.append((key, tuple(_ports(ports).items())))
+    return _shared_services(tuple(listed))
+
+
+@lru_cache(maxsize=SHARED)
+def _shared_services(
+    listed: tuple[tuple[ServiceKey, _PortPairs], ...],
+) -> dict[ServiceKey, dict[Port, Port]]:
+    """Return the services of a workload; the pods of a deployment share one dictionary."""
+    return {key: dict(ports) for key, ports in listed}
+
+
+def _the_one(value: H) -> H:
+    """Return the first of all that are equal to this, so that it is there once."""
+    return cast("H", _first(value))
+
+
+@lru_cache(maxsize=SHARED)
+def _first(value: Hashable) -> Hashable:
+    return value
 
 
 def _endpoint_names(field: Field) -> tuple[str, ...]:
@@ -239,7 +262,7 @@ def _gateway(field: Field) -> GatewayAddress | None:
     port = obj.maybe("hboneMtlsPort", _port)
     if destination is None or port is None:
         return None
-    return GatewayAddress(destination, Port(port))
+    return _the_one(GatewayAddress(destination, Port(port)))
 
 
 def _destination_field(field: Field) -> NetworkAddress | NamespacedHostname | None:
@@ -265,7 +288,7 @@ def _load_balancer(field: Field) -> LoadBalancer:
 
 def _locality(field: Field) -> Locality:
     obj = field.object(frozenset({"region", "zone", "subzone"}))
-    return Locality(obj.text("region"), obj.text("zone"), obj.text("subzone"))
+    return _the_one(Locality(obj.text("region"), obj.text("zone"), obj.text("subzone")))
 
 
 def _application_tunnel(field: Field) -> ApplicationTunnel:

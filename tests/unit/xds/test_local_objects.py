@@ -310,3 +310,13 @@ def test_a_workload_needs_something_to_be_known_by() -> None:
     field = field_of("{namespace: shop, workloadIps: [], services: {}}")
     read_workload(field)
     assert "needs a `uid`, or a `name`" in str(field.problems)
+
+
+def test_what_equals_is_there_once() -> None:
+    text = """{name: %s, namespace: shop, workloadIps: [], node: node-a, locality: {region: eu},
+        authorizationPolicies: [shop/p], waypoint: {destination: shop/w.test, hboneMtlsPort: 15008},
+        services: {shop/cart.test: {80: 8080}}}"""
+    one, other = (read_workload(field_of(text % name)) for name in ("a", "b"))
+    assert one.uid != other.uid
+    for name in ("namespace", "node", "locality", "policies", "waypoint", "services"):
+        assert getattr(one, name) is getattr(other, name), name
