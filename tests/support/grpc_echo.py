@@ -43,6 +43,10 @@ class EchoServer:
         self.released.set()
         self._server.stop(None).wait(SECONDS)
 
+    def drain(self, seconds: float) -> threading.Event:
+        """Take no more calls, and let those under way end; the event tells when they have."""
+        return self._server.stop(seconds)
+
     def _note(self, context: grpc.ServicerContext) -> None:
         self.seen.append({key: str(value) for key, value in context.invocation_metadata()})
 

@@ -23,6 +23,7 @@ from ztunnel.transport.grpc import GrpcClient
 from ztunnel.transport.grpc_access import LOCAL, GrpcAccess
 from ztunnel.wire.hbone.frames import (
     END_HEADERS,
+    END_STREAM,
     FrameKind,
     pack_frame,
     pack_goaway,
@@ -88,7 +89,11 @@ async def test_the_token_is_read_for_each_call_and_stripped(
     for text in ("one\n", " two "):
         path.write_text(text)
         await echo(client)
-    assert [seen["authorization"] for seen in server.seen] == ["Bearer one", "Bearer two"]
+        async with client.stream("/lab.Echo/Stream") as stream:
+            stream.send(b"quit")
+            assert await stream.receive() is None
+    shown = [seen["authorization"] for seen in server.seen]
+    assert shown == ["Bearer one", "Bearer one", "Bearer two", "Bearer two"]
     assert server.seen[0]["clusterid"] == "lab"
 
 
@@ -229,6 +234,20 @@ async def test_a_server_that_restarts_breaks_the_stream_and_takes_the_next(
             again.stop()
 
 
+async def test_a_server_that_drains_serves_the_stream_to_the_end(server: EchoServer) -> None:
+    async with GrpcClient(access(server.port)).stream("/lab.Echo/Stream") as stream:
+        stream.send(b"1")
+        assert await stream.receive() == b"1"
+        drained = server.drain(SECONDS)
+        with pytest.raises(CallError, match="UNAVAILABLE"):
+            await echo(GrpcClient(access(server.port)))  # it takes no new ones
+        stream.send(b"2")
+        assert await stream.receive() == b"2"
+        stream.send(b"quit")
+        assert await stream.receive() is None
+    assert await trio.to_thread.run_sync(drained.wait, SECONDS)
+
+
 async def test_leaving_a_stream_tells_the_server(server: EchoServer) -> None:
     async with GrpcClient(access(server.port)).stream("/lab.Echo/Stream") as stream:
         stream.send(b"1")
@@ -305,6 +324,16 @@ async def test_a_server_that_breaks_off_is_named_and_the_cause_too(
         ) as caught:
             await GrpcClient(access(port)).unary("/lab.Echo/Unary", b"x", seconds=SECONDS)
     assert caught.value.status == status
+
+
+async def test_an_answer_may_come_byte_by_byte() -> None:
+    trailers = pack_frame(
+        FrameKind.HEADERS, END_HEADERS | END_STREAM, 1, Encoder().encode([("grpc-status", "0")])
+    )
+    wire = OPENED + pack_frame(FrameKind.DATA, 0, 1, b"\0\0\0\0\5hello") + trailers
+    async with a_scripted_server(*(bytes([byte]) for byte in wire)) as port:
+        client = GrpcClient(access(port))
+        assert await client.unary("/lab.Echo/Unary", b"x", seconds=SECONDS) == b"hello"
 
 
 async def test_a_server_that_falls_silent_is_pinged_and_then_given_up(
