@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import trio
 
 from ztunnel.errors import UnreachableError
-from ztunnel.transport.sockets import Socket
+from ztunnel.transport.sockets import Socket, local_pair
 from ztunnel.workers.frames import Frame
 from ztunnel.workers.link import Link
 from ztunnel.workers.messages import (
@@ -76,3 +77,42 @@ async def a_script(
             yield script
         finally:
             nursery.cancel_scope.cancel()
+
+
+class FakeProcess:
+    """Has the link of a process, prints to a pipe, and ends when it is told to."""
+
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.link, self.theirs = local_pair()
+        self.output, self.prints = os.pipe2(os.O_NONBLOCK)
+        self.ended = trio.Event()
+        self.status = "exit status 0"
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+    def kill(self) -> None:
+        if not self.ended.is_set():
+            self.status = "killed by SIGKILL"
+            self.end()
+
+    def end(self) -> None:
+        os.close(self.prints)
+        self.ended.set()
+
+    def read_now(self) -> bytes | None:
+        with suppress(BlockingIOError):
+            return os.read(self.output, 1000)
+        return None
+
+    async def read(self) -> bytes:
+        while (data := self.read_now()) is None:
+            await trio.lowlevel.wait_readable(self.output)
+        await trio.lowlevel.checkpoint()
+        return data
+
+    def close(self) -> str:
+        os.close(self.output)
+        return self.status

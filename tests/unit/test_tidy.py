@@ -23,7 +23,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/app.py": "tests/netns/test_startup.py",
     "ztunnel/cli/demo.py": "tests/netns/test_demo.py",
     "ztunnel/cli/proxy.py": "tests/netns/test_startup.py",
-    "ztunnel/cli/worker.py": "tests/netns/test_workers.py",
     "ztunnel/devmesh/demo.py": "tests/netns/test_demo.py",
     "ztunnel/devmesh/kept.py": "tests/netns/test_demo.py",
     "ztunnel/devmesh/kube_mesh.py": "tests/netns/test_demo.py",
@@ -36,7 +35,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/proxy/supervision.py": "tests/flow/test_waiting.py",
     "ztunnel/transport/facts.py": "tests/unit/transport/test_secure_dial.py",  # data only
     "ztunnel/transport/owners.py": "tests/unit/transport/test_tunnel.py",  # protocols only
-    "ztunnel/workers/pool.py": "tests/netns/test_workers.py",
 }
 # Files that were over the limit when it was introduced, and how long each may be.
 LONG_FILES: dict[str, int] = {

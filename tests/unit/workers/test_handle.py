@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import trio.testing
 
 from tests.support.builders import a_policy, a_workload, an_identity
 from tests.support.certs import AUTHORITY
-from tests.support.worker_peers import Script, a_script
+from tests.support.worker_peers import FakeProcess, Script, a_script
 from ztunnel.config import Config
 from ztunnel.errors import RouteError
 from ztunnel.identity.dev_ca import DevelopmentIssuer, wall_clock
@@ -26,7 +26,6 @@ from ztunnel.model.workload import PodUid
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.log import PIPELINE
 from ztunnel.tls.crl import Revocations, parse_lists
-from ztunnel.transport.sockets import local_pair
 from ztunnel.wire.zds import PodInfo
 from ztunnel.workers import handle as module
 from ztunnel.workers.handle import Control, WorkerHandle
@@ -54,45 +53,6 @@ from ztunnel.workers.pod_keeper import WantedPod
 
 CART = PodUid("cart")
 INFO = PodInfo("cart", Namespace("shop"), ServiceAccount("cart"))
-
-
-class FakeProcess:
-    """Has the link of a process, prints to a pipe, and ends when it is told to."""
-
-    pid = 4711
-
-    def __init__(self) -> None:
-        self.link, self.theirs = local_pair()
-        self.output, self.prints = os.pipe2(os.O_NONBLOCK)
-        self.ended = trio.Event()
-        self.status = "exit status 0"
-
-    async def wait(self) -> None:
-        await self.ended.wait()
-
-    def kill(self) -> None:
-        if not self.ended.is_set():
-            self.status = "killed by SIGKILL"
-            self.end()
-
-    def end(self) -> None:
-        os.close(self.prints)
-        self.ended.set()
-
-    def read_now(self) -> bytes | None:
-        with suppress(BlockingIOError):
-            return os.read(self.output, 1000)
-        return None
-
-    async def read(self) -> bytes:
-        while (data := self.read_now()) is None:
-            await trio.lowlevel.wait_readable(self.output)
-        await trio.lowlevel.checkpoint()
-        return data
-
-    def close(self) -> str:
-        os.close(self.output)
-        return self.status
 
 
 class Demand:
