@@ -7,15 +7,15 @@ where that leads nowhere, there still are the processes (`pod_netns`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set as AbstractSet
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import cast
 
 import trio
 
-from ztunnel.errors import PeerError
+from ztunnel.errors import CallError, PeerError
 from ztunnel.model.workload import PodUid
 from ztunnel.wire import cri
+from ztunnel.wire.grpc import GrpcCall
 
 # Where containerd, CRI-O and k3s listen, below the root of the host.
 KNOWN_SOCKETS = (
@@ -24,15 +24,8 @@ KNOWN_SOCKETS = (
     "run/k3s/containerd/containerd.sock",
 )
 CALL_SECONDS = 2.0
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # of a few KiB for each of a node's pods
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.default_authority", "localhost"),
-)
+ANSWER_BYTES_MAX = 16 * 1024 * 1024  # of a few KiB for each of a node's pods
+_READ_BYTES = 65536
 
 
 class RuntimeClient:
@@ -43,40 +36,60 @@ class RuntimeClient:
 
     async def paths_of(self, uids: AbstractSet[PodUid]) -> tuple[dict[PodUid, str], list[str]]:
         """Give the paths, on the host, of these pods' namespaces, and why they are not all."""
+        await trio.lowlevel.checkpoint()
         found: dict[PodUid, str] = {}
-        if not uids or not self._sockets:
-            await trio.lowlevel.checkpoint()
+        socket = next((path for path in self._sockets if path.is_socket()), None)
+        if not uids or socket is None:
             return found, []
         try:
-            await trio.to_thread.run_sync(self._ask, uids, found)
-        except PeerError as exc:
-            return found, [str(exc)]
+            await _ask(socket, uids, found)
+        except (CallError, PeerError, OSError, trio.BrokenResourceError) as exc:
+            return found, [f"container runtime at {socket}: {exc}"]
+        except trio.TooSlowError:
+            return found, [f"container runtime at {socket}: no answer in time"]
         return found, []
 
-    def _ask(self, uids: AbstractSet[PodUid], found: dict[PodUid, str]) -> None:
-        socket = next((path for path in self._sockets if path.is_socket()), None)
-        if socket is None:
-            return
-        # Loading it takes 20 MB, which an agent without such a socket can do without.
-        import grpc  # noqa: PLC0415
 
-        with grpc.insecure_channel(f"unix:{socket}", _OPTIONS) as channel:
+async def _ask(socket: Path, uids: AbstractSet[PodUid], found: dict[PodUid, str]) -> None:
+    sandboxes = cri.decode_list(await _call(socket, cri.LIST_PATH, cri.encode_list()))
+    # Of several the latest: it replaced the others.
+    latest = {one.uid: one.id for one in sorted(sandboxes, key=lambda one: one.created)}
+    for uid in uids & latest.keys():
+        answer = await _call(socket, cri.STATUS_PATH, cri.encode_status(latest[uid]))
+        path = cri.decode_netns(answer)
+        if path is not None:
+            found[uid] = path
 
-            def call(path: str, request: bytes) -> bytes:
-                # Messages are bytes both ways, which grpcio's types do not know.
-                ask = cast("Callable[..., bytes]", channel.unary_unary(path))
-                return ask(request, timeout=CALL_SECONDS)
 
-            try:
-                sandboxes = cri.decode_list(call(cri.LIST_PATH, cri.encode_list()))
-                # Of several the latest: it replaced the others.
-                latest = {one.uid: one.id for one in sorted(sandboxes, key=lambda one: one.created)}
-                for uid in uids & latest.keys():
-                    path = cri.decode_netns(call(cri.STATUS_PATH, cri.encode_status(latest[uid])))
-                    if path is not None:
-                        found[uid] = path
-            except grpc.RpcError as exc:
-                # What grpcio raises is both, which its types cannot say.
-                failed = cast("grpc.Call", exc)
-                reason = f"{failed.code().name}: {failed.details()}"
-                raise PeerError(f"container runtime at {socket}: {reason}") from exc
+async def _call(socket: Path, path: str, request: bytes) -> bytes:
+    """Make one call, on a connection of its own.
+
+    Raises:
+        CallError: it failed; what it says begins with gRPC's status.
+        OSError: nobody listens.
+        trio.BrokenResourceError: whoever listens hung up on us.
+        trio.TooSlowError: there is no answer.
+    """
+    call = GrpcCall("localhost", path, (), seconds=CALL_SECONDS)
+    call.send(request)
+    call.finish()
+    received = 0
+    with trio.fail_after(CALL_SECONDS):
+        async with await trio.open_unix_socket(socket) as stream:
+            while not call.is_over:
+                while piece := call.data_to_send():
+                    await stream.send_all(piece)
+                data = await stream.receive_some(_READ_BYTES)
+                received += len(data)
+                if not data:
+                    call.close()
+                elif received > ANSWER_BYTES_MAX:
+                    call.fail("RESOURCE_EXHAUSTED", f"an answer over {ANSWER_BYTES_MAX} bytes")
+                else:
+                    call.receive(memoryview(data))
+    answer = call.take()
+    if call.failure is not None:
+        raise call.failure
+    if answer is None:
+        raise CallError("UNKNOWN: an answer without a message", status="UNKNOWN")
+    return bytes(answer)

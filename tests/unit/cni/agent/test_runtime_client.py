@@ -9,7 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+import trio
 
+from cni.agent import runtime_client
 from cni.agent.runtime_client import RuntimeClient
 from tests.support.kube import eventually
 from tests.support.namespaces import open_descriptors
@@ -119,7 +121,54 @@ async def test_a_socket_that_nobody_listens_at_is_named(scene: Scene) -> None:
         left.bind(str(scene.path))
     found, (problem,) = await scene.client.paths_of({A})
     assert found == {}
-    assert f"container runtime at {scene.path}: UNAVAILABLE" in problem
+    assert problem == f"container runtime at {scene.path}: [Errno 111] Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"", "UNAVAILABLE: the server closed the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "UNAVAILABLE: the server breaks HTTP/2"),
+        (None, "no answer in time"),
+    ],
+    ids=["hangs up", "another protocol", "is silent"],
+)
+async def test_a_runtime_that_does_not_speak_as_it_should_is_named(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, complaint: str
+) -> None:
+    if answer is None:
+        monkeypatch.setattr(runtime_client, "CALL_SECONDS", 0.2)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(65536)
+            if answer is None:
+                await trio.sleep_forever()
+            else:
+                await stream.send_all(answer)
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(scene.path))
+        sock.listen()
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            found, (problem,) = await scene.client.paths_of({A})
+            nursery.cancel_scope.cancel()
+    assert found == {}
+    assert problem.startswith(f"container runtime at {scene.path}: {complaint}")
+
+
+async def test_an_answer_has_a_limit(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_client, "ANSWER_BYTES_MAX", 100_000)
+    scene.start(*[(f"sandbox-{n}", f"u{n}", n, "/x") for n in range(10_000)])
+    _, (problem,) = await scene.client.paths_of({A})
+    assert "RESOURCE_EXHAUSTED: an answer over 100000 bytes" in problem
+
+
+async def test_a_long_list_comes_whole(scene: Scene) -> None:
+    scene.start(*[(f"sandbox-{n}", f"u{n}", n, "/x") for n in range(10_000)])
+    assert await scene.client.paths_of({PodUid("u9999")}) == ({"u9999": "/x"}, [])
 
 
 async def test_asking_again_and_again_opens_nothing_that_stays(scene: Scene) -> None:
