@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,7 @@ import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
 from tests.support import peers
-from tests.support.reference_mesh import APP, CART_B, LEDGER, MANIFESTS, VIP, reference_mesh
-from ztunnel.devmesh.cluster import Node
+from tests.support.reference_mesh import APP, CART_B, LEDGER, MANIFESTS, VIP, get, reference_mesh
 from ztunnel.devmesh.mesh import DevMesh
 
 pytestmark = [
@@ -109,19 +107,6 @@ async def lines_of(mesh: DevMesh, name: str, ip: str, port: int) -> list[str]:
         for line in mesh.proxies[node].lines.all[marks[node] :]
         if "\taccess\t" in line
     )
-
-
-async def get(node: Node, port: int, path: str) -> bytes:
-    """Get a page of a proxy."""
-    sock = trio.socket.from_stdlib_socket(node.netns.call(socket.socket))
-    await sock.connect(("127.0.0.1", port))
-    async with trio.SocketStream(sock) as stream:
-        await stream.send_all(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-        with trio.fail_after(10):
-            head, _, body = (await peers.read_to_end(stream)).partition(b"\r\n\r\n")
-    assert b" 200 " in head.splitlines()[0]
-    assert b"chunked" not in head
-    return body
 
 
 def samples(text: str) -> dict[str, float]:

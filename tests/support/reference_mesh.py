@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -11,6 +12,7 @@ from pathlib import Path
 import trio
 
 from tests.support import peers
+from ztunnel.devmesh.cluster import Node
 from ztunnel.devmesh.kube_mesh import kube_mesh
 from ztunnel.devmesh.mesh import DevMesh
 from ztunnel.devmesh.node_proxy import NodeProxy, running_node_proxy
@@ -65,3 +67,16 @@ async def successor(mesh: DevMesh, name: str, program: Sequence[str]) -> AsyncIt
                 if pod.node is mesh.nodes[name]:
                     await proxy.lines.wait_for("pod received", f'name="{pod.name}"', seconds=20)
         yield proxy
+
+
+async def get(node: Node, port: int, path: str) -> bytes:
+    """Get a page of a proxy."""
+    sock = trio.socket.from_stdlib_socket(node.netns.call(socket.socket))
+    await sock.connect(("127.0.0.1", port))
+    async with trio.SocketStream(sock) as stream:
+        await stream.send_all(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        with trio.fail_after(10):
+            head, _, body = (await peers.read_to_end(stream)).partition(b"\r\n\r\n")
+    assert b" 200 " in head.splitlines()[0]
+    assert b"chunked" not in head
+    return body
