@@ -215,6 +215,8 @@ class DeltaSession:
     def receive(self, data: bytes | bytearray) -> Iterator[Step]:
         """Digest one response; take every step before the next response is received.
 
+        A `bytearray` is emptied thereby.
+
         Raises:
             ResourceError: this is no response at all; end the stream.
         """
@@ -243,6 +245,8 @@ class DeltaSession:
             notes=tuple(outcome.notes),
             answered=outcome.answered,
         )
+        while response.release():
+            yield Paused()
 
     def _digest(self, response: DeltaResponse, kind: _Type, outcome: _Outcome) -> Iterator[Step]:
         """Decode, and hand over as a whole what readers must not see half of.

@@ -19,6 +19,8 @@ from ztunnel.wire.pb import xds_pb2
 # Twenty times the largest mesh we know of; without a limit, empty ones would be all places.
 RESOURCES_MAX = 4_000_000
 
+RELEASED_BYTES = 4 * 1024 * 1024  # as many at once do not matter
+
 _VARINT_BITS_MAX = 64
 
 
@@ -44,7 +46,10 @@ _RESOURCE_TAG = _Field.RESOURCE << 3 | _WireType.BYTES
 
 
 class DeltaResponse:
-    """One response; `scan` first until it says there is no more, then read the rest."""
+    """One response; `scan` first until it says there is no more, then read the rest.
+
+    A `bytearray` becomes ours: `release` empties it.
+    """
 
     __slots__ = ("_data", "_ends", "_position", "_starts", "nonce", "removed", "type_url")
 
@@ -98,6 +103,17 @@ class DeltaResponse:
             return xds_pb2.Resource.FromString(cast("bytes", part))
         except DecodeError as exc:
             raise ResourceError(f"not a Resource message: {exc}") from exc
+
+    def release(self) -> bool:
+        """Give half of a large message back, once it was read; return whether to come again.
+
+        To free all of it at once takes as long as several turns.
+        """
+        data = self._data
+        if not isinstance(data, bytearray) or len(data) <= RELEASED_BYTES:
+            return False
+        del data[len(data) // 2 :]
+        return True
 
     def _span(self, position: int) -> tuple[int, int]:
         """Return where the bytes behind a length at `position` start and end."""

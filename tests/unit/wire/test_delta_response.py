@@ -100,3 +100,17 @@ def test_the_number_of_resources_has_a_limit(monkeypatch: pytest.MonkeyPatch) ->
         scanned(b"\x12\x00" * 4)
     with pytest.raises(ResourceError):
         scanned(b"\x32\x00" * 4)
+
+
+def test_a_large_message_is_given_back_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_response, "RELEASED_BYTES", 100)
+    encoded = pb.DeltaDiscoveryResponse(nonce="n" * 1000).SerializeToString()
+    message = bytearray(encoded)
+    response = DeltaResponse(message)
+    response.scan(10)
+    lengths = []
+    while response.release():
+        lengths.append(len(message))
+    assert lengths == [501, 250, 125, 62]
+    assert response.nonce == "n" * 1000
+    assert not DeltaResponse(encoded).release()
