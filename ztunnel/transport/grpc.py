@@ -29,7 +29,7 @@ from ztunnel.transport.secure_link import OtherNameError, SecureLink, open_link
 from ztunnel.wire.grpc import GrpcCall, call_error
 
 if TYPE_CHECKING:
-    from ztunnel.transport.grpc_access import GrpcAccess
+    from ztunnel.transport.grpc_access import GrpcAccess, Trust
 
 CONNECT_SECONDS: Final = 5.0  # as the reference
 REQUESTS_QUEUED_MAX: Final = 10_000  # acknowledgements and questions a server did not take yet
@@ -154,6 +154,7 @@ class GrpcClient:
 
     def __init__(self, access: GrpcAccess) -> None:
         self._access = access
+        self._trust: Trust | None = None
 
     async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
         """Make a call that must be over in `seconds`.
@@ -196,11 +197,12 @@ class GrpcClient:
             CallError: the trust root or the token cannot be read, or there is no connection.
         """
         access = self._access
-        context, metadata = await trio.to_thread.run_sync(
-            lambda: (access.read_context(), access.read_metadata()),
+        trust, metadata = await trio.to_thread.run_sync(
+            lambda: (access.read_trust(self._trust), access.read_metadata()),
             limiter=trio.CapacityLimiter(1),  # slow names take the threads of the usual one
         )
-        link = await self._connect(context)
+        self._trust = trust
+        link = await self._connect(trust.context)
         call = GrpcCall(access.server.target, path, metadata, seconds=seconds)
         stream = MessageStream(call, link, str(access.server))
         try:

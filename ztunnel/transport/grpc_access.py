@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cryptography import x509
 
@@ -28,6 +28,13 @@ SYSTEM_BUNDLES = (
 )
 
 LOCAL = "LOCAL"  # the status of what failed before anybody was asked
+
+
+class Trust(NamedTuple):
+    """Roots, and the settings for TLS that were made of them, which takes a while."""
+
+    roots_pem: bytes
+    context: ssl.SSLContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +87,8 @@ class GrpcAccess:
         alternative = self.alternative_hostname
         return (self.server.host, alternative) if alternative else (self.server.host,)
 
-    def read_context(self) -> ssl.SSLContext:
-        """Return the settings for TLS with the roots of this moment; blocks.
+    def read_trust(self, known: Trust | None = None) -> Trust:
+        """Return the settings for TLS with the roots of this moment, `known` if still so; blocks.
 
         Raises:
             CallError: they cannot be read, or are none. Never falls back to others.
@@ -89,6 +96,8 @@ class GrpcAccess:
         what = f"trust root {self.root!r}"
         try:
             pem = _system_roots() if self.root.kind is SourceKind.SYSTEM else _read(self.root)
+            if known is not None and pem == known.roots_pem:
+                return known
             x509.load_pem_x509_certificates(pem)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and host name
             context.load_verify_locations(cadata=pem.decode("ascii", "ignore"))
@@ -99,7 +108,7 @@ class GrpcAccess:
         has_tls12 = self.tls12_enabled
         context.minimum_version = ssl.TLSVersion.TLSv1_2 if has_tls12 else ssl.TLSVersion.TLSv1_3
         context.set_alpn_protocols([ALPN])
-        return context
+        return Trust(pem, context)
 
     def read_metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what every call carries; blocks.

@@ -28,11 +28,11 @@ def test_the_roots_of_the_system_are_those_of_the_system(
     monkeypatch.setattr(module, "SYSTEM_BUNDLES", ("/nonexistent/bundle", str(bundle)))
     server = ServerUrl("xds.test", 1)
     system = GrpcAccess(server=server, root=Source(SourceKind.SYSTEM, "SYSTEM"))
-    trusted = system.read_context().get_ca_certs(binary_form=True)
+    trusted = system.read_trust().context.get_ca_certs(binary_form=True)
     assert trusted == [ssl.PEM_cert_to_DER_cert(AUTHORITY.roots_pem.decode())]
     bundle.unlink()
     with pytest.raises(CallError, match="no trust store"):
-        system.read_context()
+        system.read_trust()
 
 
 def test_the_configuration_says_where_and_whom_to_trust() -> None:
@@ -56,4 +56,15 @@ def test_the_configuration_says_where_and_whom_to_trust() -> None:
 @pytest.mark.parametrize(("text", "lowest"), [("true", 0x303), ("", 0x304)])
 def test_an_older_tls_is_taken_only_where_it_was_asked_for(text: str, lowest: int) -> None:
     config = Config(xds_address=ServerUrl("xds.test", 1), xds_root=ROOTS, tls12_enabled=bool(text))
-    assert GrpcAccess.for_xds(config).read_context().minimum_version == lowest
+    assert GrpcAccess.for_xds(config).read_trust().context.minimum_version == lowest
+
+
+def test_the_settings_are_made_again_only_for_other_roots(tmp_path: Path) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(AUTHORITY.roots_pem)
+    server = ServerUrl("xds.test", 1)
+    access = GrpcAccess(server=server, root=Source(SourceKind.FILE, str(path)))
+    first = access.read_trust()
+    assert access.read_trust(first) is first
+    path.write_bytes(DevelopmentCa.create().roots_pem)
+    assert access.read_trust(first).context is not first.context

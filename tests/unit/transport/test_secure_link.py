@@ -54,7 +54,7 @@ async def an_echo(
 
 async def linked(server: ServerUrl, name: str = "localhost", **options: bool) -> SecureLink:
     roots = Source(SourceKind.LITERAL, AUTHORITY.roots_pem.decode())
-    context = GrpcAccess(server=server, root=roots, **options).read_context()
+    context = GrpcAccess(server=server, root=roots, **options).read_trust().context
     with trio.fail_after(SECONDS):
         return await open_link(server, context, name)
 
@@ -110,7 +110,7 @@ async def test_another_name_is_told_from_other_troubles() -> None:
 async def test_another_authority_is_not_trusted() -> None:
     async with an_echo("localhost") as server:
         roots = Source(SourceKind.LITERAL, DevelopmentCa.create().roots_pem.decode())
-        context = GrpcAccess(server=server, root=roots).read_context()
+        context = GrpcAccess(server=server, root=roots).read_trust().context
         with pytest.raises(TlsError, match="certificate verify failed") as caught:
             await open_link(server, context, "localhost")
         assert not isinstance(caught.value, OtherNameError)
