@@ -55,6 +55,7 @@ from ztunnel.workers.messages import (
     encode_answer,
 )
 from ztunnel.workers.questions import Questions
+from ztunnel.workers.sharing import share
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -157,6 +158,8 @@ class Worker:
                 assert_never(order)
 
     def _apply(self, update: Update) -> None:
+        for workload in update.workloads:
+            share(workload)
         self.store.apply(update)
         self._settling.came(len(update.workloads) + len(update.services) + len(update.policies))
 
