@@ -5,9 +5,9 @@ The agent's form is Go's `net.IPNet` as JSON: an address as text and a mask as b
 
 from __future__ import annotations
 
+import _socket as socket  # the module of that name loads much that is not needed here
 import binascii
 import re
-import socket
 
 from cni.plugin.errors import Code, PluginError
 
@@ -61,7 +61,7 @@ def _network(text: object) -> dict[str, str]:
     return {"IP": canonical, "Mask": binascii.b2a_base64(mask, newline=False).decode()}
 
 
-def _parse(host: str) -> tuple[socket.AddressFamily, int] | None:
+def _parse(host: str) -> tuple[int, int] | None:
     """Give the family of an address and its length in bits; None if it is not an address."""
     for family, bits in _FAMILIES_WITH_BITS:
         try:

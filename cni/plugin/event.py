@@ -101,7 +101,8 @@ def announce(run_dir: str, body: bytes, *, netns: str, seconds: float = BUDGET_S
 
 
 def _exchange(path: str, body: bytes, netns: str, deadline: Deadline) -> tuple[int, bytes]:
-    with connect(path, deadline, patiently=True) as sock:
+    sock = connect(path, deadline, patiently=True)
+    try:
         netns_fd = _open_netns(netns)
         try:
             fds = [] if netns_fd is None else [netns_fd]
@@ -110,6 +111,8 @@ def _exchange(path: str, body: bytes, netns: str, deadline: Deadline) -> tuple[i
             if netns_fd is not None:
                 os.close(netns_fd)
         return receive(sock, deadline, body_bytes_max=_REASON_BYTES_MAX)
+    finally:
+        sock.close()
 
 
 def _open_netns(netns: str) -> int | None:

@@ -71,10 +71,13 @@ class Journal:
             return
         deadline = Deadline(_SOCKET_SECONDS)
         try:
-            with connect(path, deadline, patiently=False) as sock:
+            sock = connect(path, deadline, patiently=False)
+            try:
                 body = json.dumps(self._lines).encode()
                 send(sock, request("/log", body), deadline, fds=[])
                 receive(sock, deadline, body_bytes_max=_ANSWER_BYTES_MAX)
+            finally:
+                sock.close()
         except (OSError, AnswerError):
             return  # The lines are on stderr and in the file.
 

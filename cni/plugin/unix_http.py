@@ -6,8 +6,9 @@ The peer is always one of two servers we know, and each connection carries one r
 
 from __future__ import annotations
 
+import _socket as socket  # the module of that name loads much that is not needed here
 import re
-import socket
+import sys
 import time
 
 OK = 200
@@ -17,6 +18,7 @@ _CHUNK_BYTES = 65536
 _SIZE_LINE_BYTES_MAX = 1024
 _HEAD_END = b"\r\n\r\n"
 _RETRY_SECONDS = 0.05
+_FD_BYTES = 4  # of a C int
 
 
 class AnswerError(Exception):
@@ -90,7 +92,9 @@ def send(sock: socket.socket, data: bytes, deadline: Deadline, *, fds: list[int]
         OSError: the peer went away, or time is up.
     """
     sock.settimeout(deadline.seconds_left())
-    sent = socket.send_fds(sock, [data], fds) if fds else 0
+    rights = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds)
+    along = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+    sent = sock.sendmsg([data], along) if fds else 0
     while sent < len(data):
         sock.settimeout(deadline.seconds_left())
         sent += sock.send(data[sent:])
