@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -172,12 +173,29 @@ async def test_a_client_that_drains_lets_its_streams_end(theirs: str) -> None:
         assert "bytes_sent=8 bytes_recv=8" in line
 
 
-async def calls_until(mesh: DevMesh, done: trio.Event, answers: list[bytes]) -> None:
-    """Call from web to cart-b, again and again; what comes back is added to `answers`."""
-    while not done.is_set():
-        async with await mesh.connect(mesh.pods["web"], CART_B, APP) as stream:
-            await echoed(stream, b"ping")
-            answers.append(b"ping")
+@dataclass
+class Calls:
+    """Calls from web to cart-b, one after the other."""
+
+    mesh: DevMesh
+    answered: int = 0
+    enough: bool = False
+    over: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self) -> None:
+        while not self.enough:
+            async with await self.mesh.connect(self.mesh.pods["web"], CART_B, APP) as stream:
+                await echoed(stream, b"ping")
+                self.answered += 1
+        self.over.set()
+
+    async def end(self) -> None:
+        """Let twenty more be answered, and the last one end."""
+        seen = self.answered
+        await eventually(lambda: self.answered >= seen + 20)
+        self.enough = True
+        with trio.fail_after(10):
+            await self.over.wait()
 
 
 @pytest.mark.parametrize("node", ["node-a", "node-b"], ids=["the client's", "the server's"])
@@ -186,19 +204,16 @@ async def test_a_node_goes_from_one_proxy_to_the_other_and_no_call_fails(
     node: str, before: str
 ) -> None:
     theirs = [os.environ["ZTUNNEL_REFERENCE"]]
-    answers: list[bytes] = []
-    done = trio.Event()
     first = {node} if before == "theirs" else set()
     async with (
         reference_mesh(*first, CONNECTION_TERMINATION_DEADLINE="3s") as mesh,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(calls_until, mesh, done, answers)
+        calls = Calls(mesh)
+        nursery.start_soon(calls.run)
         async with successor(mesh, node, OURS if before == "theirs" else theirs) as proxy:
             mesh.proxies[node].process.terminate()
             with trio.fail_after(10):
                 assert await mesh.proxies[node].process.wait() == 0
-            seen = len(answers)
-            await eventually(lambda: len(answers) >= seen + 20)
-            done.set()
+            await calls.end()
             assert proxy.lines.find("connection complete") is not None

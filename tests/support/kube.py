@@ -279,7 +279,8 @@ class _Exchange:
         await self._write(h11.Data(data=body), h11.EndOfMessage())
 
     async def begin(self, status: int = 200, headers: Any = ()) -> None:
-        shown = [("content-type", "application/json"), *headers]
+        # One request each: who kept the connection would find it cut under its next one.
+        shown = [("content-type", "application/json"), ("connection", "close"), *headers]
         await self._write(h11.Response(status_code=status, headers=shown))
 
     async def line(self, item: object) -> None:
