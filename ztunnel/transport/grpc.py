@@ -92,7 +92,7 @@ class MessageStream:
         self._has_answered = True
         return message
 
-    async def run(self) -> None:
+    async def carry(self) -> None:
         """Move bytes until the call is over or cancelled; raises nothing of its own."""
         try:
             async with trio.open_nursery() as nursery:
@@ -207,7 +207,7 @@ class GrpcClient:
         stream = MessageStream(call, link, str(access.server))
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stream.run)
+                nursery.start_soon(stream.carry)
                 yield stream
                 nursery.cancel_scope.cancel()
         finally:
