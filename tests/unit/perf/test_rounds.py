@@ -45,5 +45,5 @@ def test_what_one_of_them_cannot_is_said_and_does_not_end_the_run(
 
 
 def test_a_mistake_of_the_runner_itself_does_end_it() -> None:
-    with pytest.raises(ExceptionGroup), noted("ours"):
+    with pytest.RaisesGroup(KeyError), noted("ours"):
         raise ExceptionGroup("a nursery", [KeyError("a bug")])
