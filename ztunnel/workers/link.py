@@ -79,6 +79,8 @@ class Link:
                         problem = error
                     except OSError as error:
                         problem = UnreachableError(f"{self._peer} is gone: {error}")
+                    except trio.ClosedResourceError:
+                        problem = UnreachableError(f"the link to {self._peer} was closed")
                     nursery.cancel_scope.cancel(reason="the link ends")
 
                 nursery.start_soon(guarded, self._send)
@@ -104,10 +106,12 @@ class Link:
             while self._queue:
                 if self._queued_bytes > QUEUE_BYTES_MAX:
                     raise UnreachableError(f"{self._peer} has not read {QUEUE_BYTES_MAX} bytes")
-                await self._send_one(*self._queue[0])
-                frame, fd = self._queue.popleft()
-                if fd is not None:
-                    os.close(fd)
+                frame, fd = self._queue.popleft()  # ours now: `close` lets go of the others
+                try:
+                    await self._send_one(frame, fd)
+                finally:
+                    if fd is not None:
+                        os.close(fd)
                 self._queued_bytes -= len(frame)
                 if self._queued_bytes <= SHORT_QUEUE_BYTES:
                     self._shorter.set()

@@ -157,3 +157,29 @@ async def test_a_descriptor_of_a_message_that_was_not_handed_on_is_closed() -> N
             await link.run(fails)
         assert open_descriptors() == before - 1  # the link's own
         os.close(fd)
+
+
+@pytest.mark.parametrize("read", [0, 5, 5 + 3_000_000])
+async def test_a_link_that_is_closed_while_it_sends_ends_and_keeps_no_descriptor(read: int) -> None:
+    before = open_descriptors()
+    async with a_link() as (link, theirs):
+        with Path(os.devnull).open("rb") as file:
+            for _ in range(3):
+                link.post(b"x" * 3_000_000, file.fileno())
+        theirs.settimeout(0)
+
+        async def close() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            left = read
+            while left > 0:
+                try:
+                    left -= len(theirs.recv(left))
+                except BlockingIOError:
+                    await trio.lowlevel.checkpoint()
+            link.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            with pytest.raises(UnreachableError), trio.fail_after(5):
+                await link.run(ignore)
+    assert open_descriptors() == before
