@@ -27,7 +27,6 @@ from perf.rounds import lanes
 from perf.shapes import SHAPES
 
 NATIVE_SORT = "dso,symbol"
-NATIVE_LINES = 60
 
 
 def main() -> None:

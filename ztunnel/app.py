@@ -67,8 +67,6 @@ if TYPE_CHECKING:
 
 log = get("app")
 
-SECOND_SIGINT_STATUS = 0  # as the reference: impatience is not a failure
-
 
 class Application:
     """One node proxy, from configuration to exit."""

@@ -6,10 +6,10 @@ import ctypes
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import trio
+
+from ztunnel.linux.closing import Closing
 
 # linux/inotify.h: modified, permissions, written and closed, moved from, moved to, created,
 # deleted, itself deleted, itself moved
@@ -21,7 +21,7 @@ POLL_SECONDS = 1.0  # without inotify
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Watch:
+class Watch(Closing):
     """A set of watched folders. Close it, or use it as a context manager."""
 
     __slots__ = ("_fd",)
@@ -30,17 +30,6 @@ class Watch:
         fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         # A node has few of them, and others may have taken them all: then we poll.
         self._fd: int | None = fd if fd >= 0 else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop watching."""

@@ -16,7 +16,6 @@ UNIT_FIRST = 16 * 1024
 """How much to read at once from a connection that has not shown itself busy."""
 UNIT_MOST = 1024 * 1024
 """1 MiB units are the larger half of what bulk speed there is (performance.md 14)."""
-SMALLEST_FRAME_LIMIT = 16 * 1024  # RFC 9113 s4.2: no peer may allow less
 SLACK = 128 * 1024  # a record cut off by the last read, frame headers, the TLS type byte
 
 RECEIVE = bytearray(UNIT_MOST + SLACK)

@@ -45,7 +45,6 @@ PIECES_PER_SEND = 64  # well under IOV_MAX
 JOIN_BYTES = 16 * 1024  # kept pieces shorter than this grow, by a copy of about a microsecond
 H2_NO_ERROR = 0
 H2_CANCEL = 8
-H2_CONNECT_ERROR = 10
 
 
 class StreamRelay:
