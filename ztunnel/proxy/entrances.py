@@ -1,6 +1,6 @@
 """Who was let in before: what the same caller would be answered again.
 
-Admitting a request, asking policy and naming both ends costs a sixth of what a new connection costs
+Admitting a request, asking policy and naming both ends costs a fifth of what a new connection costs
 at the server's side. The answer depends on nothing but the question and the state. Only leave is
 remembered: a refusal is explained anew each time.
 """

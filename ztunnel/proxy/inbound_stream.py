@@ -144,7 +144,7 @@ class InboundStream(Connection):
                 if self.context.lacks_policy(workload):
                     self.wait_for(lambda: self._authorize_when_told(answer, authority))
                 else:
-                    self._authorize(answer, authority, workload, as_of=node.store.version)
+                    self._authorize(answer, authority, workload, is_fresh=True)
             case Rejection(status=status, message=message):
                 raise RejectedError(message, status=status)
             case UnknownAddress(what=what):
@@ -172,9 +172,9 @@ class InboundStream(Connection):
         authority: Authority,
         workload: Workload,
         *,
-        as_of: int | None = None,
+        is_fresh: bool = False,
     ) -> None:
-        """Ask policy; the answer is remembered if the admission is `as_of` the state of now."""
+        """Ask policy; the answer is remembered if the admission is of the state of now."""
         node, context = self.context.node, self.context
         flow = self._flow_to(admission)
         description = describe_admission(
@@ -189,9 +189,9 @@ class InboundStream(Connection):
         )
         self.opened(description)
         permit = judge(node, flow, workload, self.record)
-        if as_of == node.store.version:
+        if is_fresh:
             entrance = Entrance(admission, description, permit)
-            context.entrances.keep(self._question(), as_of, entrance)
+            context.entrances.keep(self._question(), node.store.version, entrance)
         self._connect(admission, permit)
 
     def _enter_again(self, entrance: Entrance) -> None:
