@@ -44,7 +44,9 @@ def encode_host(host: str) -> bytes:
         ValueError: it is none.
     """
     label, dot, rest = host.partition(".")
-    if not (dot and 0 < len(label) <= LABEL_BYTES_MAX and label.isascii() and "\\" not in label):
+    is_plain = 0 < len(label) <= LABEL_BYTES_MAX and label.isascii() and "\\" not in label
+    # Alone, "@" and "." would mean the root.
+    if not (dot and is_plain and rest[:1].isalnum()):
         return encode_name(host)
     encoded = bytes((len(label),)) + label.encode() + encode_name(rest)
     if len(encoded) > NAME_BYTES_MAX:
