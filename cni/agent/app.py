@@ -108,7 +108,7 @@ class Agent:
             host,
             HostPlan() if snat else None,
             self.metrics,
-            detours=Detours(host) if config.probes_branch_enis else None,
+            detours=Detours(host, makes=config.probes_branch_enis),
         )
         self.reconciler = Reconciler(
             view=self.view,

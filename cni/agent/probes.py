@@ -33,7 +33,8 @@ log = structlog.get_logger(component="probes")
 class ProbeSets:
     """The real `Probes`; with `plan` None no set is written: another strategy is used.
 
-    `detours`: rules for pods with a network interface of their own, if they may be made.
+    `detours`: rules for pods with a network interface of their own; by default none are made,
+    and those that an earlier agent made go.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class ProbeSets:
         detours: Detours | None = None,
     ) -> None:
         self.plan = plan
-        self._detours = detours
+        self._detours = detours or Detours(host, makes=False)
         self._host = host
         self._owners: dict[IpAddress, PodUid] = {}
         self._limiter = trio.CapacityLimiter(1)
@@ -78,14 +79,14 @@ class ProbeSets:
         await self._change({}, gone)
 
     async def ensure(self) -> None:
-        """Compare rule and sets with what they should be, and repair them.
+        """Compare rule, sets and detours with what they should be, and repair them.
 
         Raises:
             RedirectError: they cannot be read or written.
         """
         plan = self.plan
         if plan is None:
-            await trio.lowlevel.checkpoint()
+            await trio.to_thread.run_sync(self._settle, dict(self._owners), limiter=self._limiter)
             return
         problems = await trio.to_thread.run_sync(
             inspect_host, self._host, plan, limiter=self._limiter
@@ -101,9 +102,10 @@ class ProbeSets:
         Raises:
             RedirectError: the kernel refused it.
         """
-        if self._detours is not None:
+        try:
             await trio.to_thread.run_sync(self._detours.clear, limiter=self._limiter)
-        await trio.to_thread.run_sync(remove_host, self._host, limiter=self._limiter)
+        finally:
+            await trio.to_thread.run_sync(remove_host, self._host, limiter=self._limiter)
 
     def _repair(self) -> None:
         """Make the sets equal to our list; in the thread, after all changes before it."""
@@ -112,8 +114,11 @@ class ProbeSets:
         wrong = {ip: str(uid) for ip, uid in wanted.items() if found.get(ip) != uid}
         unknown = [ip for ip in found if ip not in wanted]
         change_members(self._host, wrong, unknown)
-        if self._detours is not None:
-            self._detours.settle(wanted)
+        self._settle(wanted)
+
+    def _settle(self, wanted: Iterable[IpAddress]) -> None:
+        if surplus := self._detours.settle(wanted):
+            log.info("left-over routing rules removed", rules=", ".join(surplus))
 
     async def _change(self, wanted: dict[IpAddress, PodUid], gone: list[IpAddress]) -> None:
         self._metrics.exempted.set(len(self._owners))
@@ -122,10 +127,9 @@ class ProbeSets:
             return
         if self.plan is not None:
             await self._change_sets({ip: str(uid) for ip, uid in wanted.items()}, gone)
-        if self._detours is not None:
-            await trio.to_thread.run_sync(
-                _lead, self._detours, list(wanted), gone, limiter=self._limiter
-            )
+        await trio.to_thread.run_sync(
+            _lead, self._detours, list(wanted), gone, limiter=self._limiter
+        )
 
     async def _change_sets(self, wanted: dict[IpAddress, str], gone: list[IpAddress]) -> None:
         try:

@@ -5,6 +5,12 @@ own, in both directions, even to and from the host: so kubelet's probes, whose s
 are not answered to where they came from. Two rules mend that: what is for the pod takes its table,
 and what comes from the pod is first looked for among the host's own addresses. The reference's
 sign for such a host is that early demultiplexing is off, which that CNI demands.
+
+A rule is ours if it says so: we make rules with a routing protocol of our own (`ip -d rule` shows
+`proto 133`), which the kernel keeps and otherwise ignores, and only in these two forms. So what an
+agent left behind that was killed, or that was away when a pod ended, is found by the next one, and
+rules like ours of the CNI, of people, or of the reference's agent (which marks nothing) are not
+touched, even if they say the same.
 """
 
 from __future__ import annotations
@@ -37,15 +43,20 @@ from ztunnel.model.network import IpAddress
 T = TypeVar("T")
 
 TO_POD_PREFERENCE = 512
+PROTOCOL = 133  # nobody's in iproute2's list; a nod to the mark 1337
 _EARLY_DEMUX = Path("/proc/sys/net/ipv4/tcp_early_demux")
 _TABLE_MAIN, _TABLE_LOCAL = 254, 255
 _HOST_BITS = 32
 _HEAD_BYTES = 12  # struct rtmsg and struct fib_rule_hdr
 _HEAD_DST_LEN, _HEAD_TYPE = 1, 7  # the rule's header has its action where a route has its type
+_FRA_DST, _FRA_SUPPRESS_PREFIXLEN, _FRA_PROTOCOL = 1, 14, 21
 _UNICAST, _TO_TABLE = 1, 1  # RTN_UNICAST, FR_ACT_TO_TBL
 _NEW_RULE, _DELETE_RULE, _GET_RULE, _GET_ROUTE = 32, 33, 34, 26  # RTM_*
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE = 3, 6, 15
+_OUR_ATTRIBUTES = frozenset(  # the kernel says of every rule how long prefixes must be
+    {_FRA_DST, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL}
+)
 
 
 class Host(Protocol):
@@ -74,6 +85,19 @@ class InputRule:
 
 
 @dataclass(frozen=True, slots=True)
+class OurRule:
+    """A rule of ours: for what is sent to an address, or for what comes in by an interface."""
+
+    selector: IPv4Address | str
+    table: int
+    preference: int
+
+    def __str__(self) -> str:
+        word = "iif" if isinstance(self.selector, str) else "to"
+        return f"{word} {self.selector} lookup {self.table} pref {self.preference}"
+
+
+@dataclass(frozen=True, slots=True)
 class Detour:
     """The two rules that one pod's address needs."""
 
@@ -81,6 +105,14 @@ class Detour:
     table: int
     interface: str
     from_pod_preference: int
+
+    @property
+    def rules(self) -> tuple[OurRule, OurRule]:
+        """Both: to the pod, and from it."""
+        return (
+            OurRule(self.ip, self.table, TO_POD_PREFERENCE),
+            OurRule(self.interface, _TABLE_LOCAL, self.from_pod_preference),
+        )
 
 
 def plan_detour(
@@ -99,28 +131,33 @@ def plan_detour(
 
 
 class Detours:
-    """Makes and removes the rules of pods' addresses. It blocks: call it from a thread."""
+    """Makes and removes the rules of pods' addresses. It blocks: call it from a thread.
 
-    def __init__(self, host: Host) -> None:
+    `makes`: whether rules may be made at all; those of an earlier agent are removed in any case.
+    """
+
+    def __init__(self, host: Host, *, makes: bool = True) -> None:
         self._host = host
+        self._makes = makes
         self._made: dict[IpAddress, Detour] = {}
 
     def put(self, ips: Iterable[IpAddress]) -> None:
-        """Make the rules that these addresses need; fine if they are there.
+        """Have the rules that these addresses need now; fine if they are there.
 
         Raises:
             RedirectError: the kernel refused something; the address has none of the rules then.
         """
-        missing = [ip for ip in ips if isinstance(ip, IPv4Address) and ip not in self._made]
-        if not missing or not self._host.call(_early_demux_is_off):
+        wanted = _v4(ips)
+        if not wanted or not self._may_make():
             return
         with _opened(self._host) as sock:
-            routes, rules = self._routes(sock), list(_rules(sock))
-            for ip in missing:
-                detour = plan_detour(ip, routes, rules)
-                if detour is not None:
-                    _make(sock, detour)
-                    self._made[ip] = detour
+            plans = self._plans(sock, wanted)
+            for ip in wanted:
+                if self._made.get(ip) != plans.get(ip):  # another pod's before
+                    self._unmake(sock, [ip])
+                if ip in plans:
+                    _make(sock, plans[ip])
+                    self._made[ip] = plans[ip]
 
     def drop(self, ips: Iterable[IpAddress]) -> None:
         """Remove the rules of these addresses, if they have any.
@@ -129,31 +166,55 @@ class Detours:
             RedirectError: the kernel refused to.
         """
         known = [ip for ip in ips if ip in self._made]
-        if not known:
-            return
-        with _opened(self._host) as sock:
-            for ip in known:
-                for kind, message in _messages(self._made[ip], _DELETE_RULE):
-                    _send(sock, kind, message, tolerated=errno.ENOENT)
-                del self._made[ip]
+        if known:
+            with _opened(self._host) as sock:
+                self._unmake(sock, known)
 
-    def settle(self, ips: Iterable[IpAddress]) -> None:
-        """Have the rules of these addresses, and no others of those we made.
+    def settle(self, ips: Iterable[IpAddress]) -> list[str]:
+        """Have the rules of these addresses and none else of ours, whoever of us made them.
+
+        Returns what was left over, and is removed, for the log.
 
         Raises:
             RedirectError: the kernel refused something.
         """
-        wanted = set(ips)
-        self.drop([ip for ip in self._made if ip not in wanted])
-        self.put(wanted)
+        wanted = _v4(ips) if self._makes else []
+        with _opened(self._host) as sock:
+            found = {rule for body in _dump(sock, _GET_RULE) if (rule := _our_rule(body))}
+            may_make = bool(wanted) and self._may_make()
+            plans = self._plans(sock, wanted) if may_make or found else {}
+            if not may_make:  # those of pods that live stay nevertheless
+                plans = {ip: plan for ip, plan in plans.items() if found.issuperset(plan.rules)}
+            surplus = found.difference(*(plan.rules for plan in plans.values()))
+            for rule in surplus:
+                _send(sock, _DELETE_RULE, rule, tolerated=errno.ENOENT)
+            for plan in plans.values():
+                if not found.issuperset(plan.rules):
+                    _make(sock, plan)
+            self._made = plans
+        return sorted(map(str, surplus))
 
     def clear(self) -> None:
-        """Remove all of them.
+        """Remove all of ours.
 
         Raises:
             RedirectError: the kernel refused to.
         """
-        self.drop(list(self._made))
+        self.settle([])
+
+    def _may_make(self) -> bool:
+        return self._makes and self._host.call(_early_demux_is_off)
+
+    def _unmake(self, sock: NetlinkSocket, ips: Iterable[IpAddress]) -> None:
+        for ip in ips:
+            for rule in self._made[ip].rules if ip in self._made else ():
+                _send(sock, _DELETE_RULE, rule, tolerated=errno.ENOENT)
+            self._made.pop(ip, None)
+
+    def _plans(self, sock: NetlinkSocket, ips: Iterable[IPv4Address]) -> dict[IpAddress, Detour]:
+        routes, rules = self._routes(sock), list(_rules(sock))
+        plans = ((ip, plan_detour(ip, routes, rules)) for ip in ips)
+        return {ip: plan for ip, plan in plans if plan is not None}
 
     def _routes(self, sock: NetlinkSocket) -> list[HostRoute]:
         found = []
@@ -190,10 +251,36 @@ def _opened(host: Host) -> NetlinkSocket:
 def _rules(sock: NetlinkSocket) -> Iterator[InputRule]:
     for body in _dump(sock, _GET_RULE):
         attributes = dict(attributes_in(body[_HEAD_BYTES:]))
-        name = attributes.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("ascii", "replace")
+        name = _interface(attributes)
         if name and body[_HEAD_TYPE] == _TO_TABLE and _FRA_PRIORITY in attributes:
             preference = _number(attributes[_FRA_PRIORITY])
             yield InputRule(name, _number(attributes[_FRA_TABLE]), preference)
+
+
+def _our_rule(body: bytes) -> OurRule | None:
+    """Read a rule, if it is ours."""
+    attributes = dict(attributes_in(body[_HEAD_BYTES:]))
+    is_marked = attributes.get(_FRA_PROTOCOL) == bytes([PROTOCOL])
+    if not is_marked or body[_HEAD_TYPE] != _TO_TABLE or not attributes.keys() <= _OUR_ATTRIBUTES:
+        return None
+    table = _number(attributes.get(_FRA_TABLE, bytes(4)))
+    preference = _number(attributes.get(_FRA_PRIORITY, bytes(4)))
+    name = _interface(attributes)
+    match body[_HEAD_DST_LEN]:
+        case 32 if not name and preference == TO_POD_PREFERENCE:
+            return OurRule(IPv4Address(attributes[_FRA_DST]), table, preference)
+        case 0 if name and table == _TABLE_LOCAL:
+            return OurRule(name, table, preference)
+        case _:
+            return None
+
+
+def _interface(attributes: dict[int, bytes]) -> str:
+    return attributes.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("ascii", "replace")
+
+
+def _v4(ips: Iterable[IpAddress]) -> list[IPv4Address]:
+    return [ip for ip in ips if isinstance(ip, IPv4Address)]
 
 
 def _dump(sock: NetlinkSocket, kind: int) -> list[bytes]:
@@ -210,36 +297,38 @@ def _number(value: bytes) -> int:
 
 
 def _make(sock: NetlinkSocket, detour: Detour) -> None:
-    (kind, to_pod), (_, from_pod) = _messages(detour, _NEW_RULE)
-    _send(sock, kind, to_pod, tolerated=errno.EEXIST)
+    to_pod, from_pod = detour.rules
+    _send(sock, _NEW_RULE, to_pod, tolerated=errno.EEXIST)
     try:
-        _send(sock, kind, from_pod, tolerated=errno.EEXIST)
+        _send(sock, _NEW_RULE, from_pod, tolerated=errno.EEXIST)
     except RedirectError:
-        _send(sock, *next(_messages(detour, _DELETE_RULE)), tolerated=errno.ENOENT)
+        _send(sock, _DELETE_RULE, to_pod, tolerated=errno.ENOENT)
         raise
 
 
-def _messages(detour: Detour, kind: int) -> Iterator[tuple[int, fibmsg]]:
-    """Give the messages about both rules."""
-    to_pod = _rule(detour.table, TO_POD_PREFERENCE)
-    to_pod["dst_len"] = _HOST_BITS
-    to_pod["attrs"].append(("FRA_DST", str(detour.ip)))
-    yield kind, to_pod
-    from_pod = _rule(_TABLE_LOCAL, detour.from_pod_preference)
-    from_pod["attrs"].append(("FRA_IIFNAME", detour.interface))
-    yield kind, from_pod
-
-
-def _rule(table: int, preference: int) -> fibmsg:
+def _message(rule: OurRule) -> fibmsg:
     message = fibmsg()
     message["family"] = socket.AF_INET
     message["action"] = _TO_TABLE
-    message["attrs"] = [("FRA_TABLE", table), ("FRA_PRIORITY", preference)]
+    if isinstance(rule.selector, str):
+        selector = ("FRA_IIFNAME", rule.selector)
+    else:
+        message["dst_len"] = _HOST_BITS
+        selector = ("FRA_DST", str(rule.selector))
+    message["attrs"] = [
+        ("FRA_TABLE", rule.table),
+        ("FRA_PRIORITY", rule.preference),
+        ("FRA_PROTOCOL", PROTOCOL),
+        selector,
+    ]
     return message
 
 
-def _send(sock: NetlinkSocket, kind: int, message: fibmsg, *, tolerated: int) -> None:
+def _send(sock: NetlinkSocket, kind: int, rule: OurRule, *, tolerated: int) -> None:
     flags = NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if kind == _NEW_RULE else 0)
-    for failure in sock.exchange(encode(message, kind=kind, flags=flags, sequence=1), acks=1):
+    message = encode(_message(rule), kind=kind, flags=flags, sequence=1)
+    for failure in sock.exchange(message, acks=1):
         if failure.number != tolerated:
-            raise RedirectError(f"cannot change the host's rules for a pod: {failure.text}")
+            raise RedirectError(
+                f"cannot change the host's rules for a pod ({rule}): {failure.text}"
+            )

@@ -12,11 +12,12 @@ import pytest
 from cni.agent.app import Agent
 from cni.agent.objects import KubePod
 from cni.redirect.apply import inspect_redirect, read_stamp
+from cni.redirect.branch_eni import PROTOCOL
 from cni.redirect.host import read_members
 from cni.redirect.plan import RedirectPlan
-from tests.support.agent_scene import Scene, agent_scene, uid_of
+from tests.support.agent_scene import IPS, Scene, agent_scene, uid_of
 from tests.support.kube import eventually
-from tests.support.namespaces import needs_root, open_descriptors
+from tests.support.namespaces import needs_root, open_descriptors, output_of
 from tests.support.node_world import KilledError
 from ztunnel.linux.netns import PodNetns
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(240), needs_root]
 # What the agent does for one pod, in this order; it dies before each, and after the last.
 ENROLS = ["find", "inspect", "apply", "inspect", "add", "silent_ports", "put", "set"]
 RELEASES = ["drop", "is_alive", "remove", "remove", "set"]
+EARLY_DEMUX = Path("/proc/sys/net/ipv4/tcp_early_demux")
 LABEL = "istio.io/dataplane-mode"
 
 
@@ -173,3 +175,34 @@ async def test_wherever_an_agent_dies_while_it_takes_a_pod_out_the_next_one_goes
             done = await die_at(scene, at, mode=None)
             assert done == RELEASES[:at], "the list is not what it does: mend it"
             await is_rid_of_it(scene)
+
+
+async def test_routing_rules_of_a_pod_that_ends_while_no_agent_runs_go_with_the_next_one(
+    scene: Scene,
+) -> None:
+    node = scene.node
+    node.netns.call(lambda: EARLY_DEMUX.write_text("0"))
+    for table, pod in zip(("101", "102"), scene.pods.values(), strict=True):
+        link = f"pod{pod.port}"
+        address = f"{pod.addresses[0]}/32"
+        output_of(node, "ip", "route", "add", address, "dev", link, "table", table)
+        output_of(node, "ip", "rule", "add", "iif", link, "lookup", table, "pref", "10")
+    set_mode(scene, "client", "ambient")
+    async with scene.running_agent(), scene.running_proxy():
+        await scene.until(*IPS)
+        assert len(routing_rules(scene)) == 4
+    assert len(routing_rules(scene)) == 4
+    scene.kube.remove("client")
+    scene.cluster.remove_pod(scene.pods.pop("client"))
+    foreign = ["to", IPS["client"], "lookup", "102", "pref", "512"]
+    output_of(node, "ip", "rule", "add", *foreign)
+    async with scene.running_agent():
+        ours = routing_rules(scene)
+    assert len(ours) == 2
+    assert f"to {IPS['server']} " in "".join(ours)
+    assert " ".join(["to", IPS["client"], "lookup 102"]) in output_of(node, "ip", "rule")
+
+
+def routing_rules(scene: Scene) -> list[str]:
+    rules = output_of(scene.node, "ip", "rule").splitlines()
+    return [rule for rule in rules if rule.endswith(f"proto {PROTOCOL}")]

@@ -45,8 +45,9 @@ class RecordedDetours(Detours):
     def drop(self, ips: Iterable[IpAddress]) -> None:
         self.ips -= set(ips)
 
-    def settle(self, ips: Iterable[IpAddress]) -> None:
+    def settle(self, ips: Iterable[IpAddress]) -> list[str]:
         self.ips = set(ips)
+        return []
 
     def clear(self) -> None:
         self.ips.clear()
@@ -65,9 +66,25 @@ async def test_detours_come_and_go_with_addresses(host: PodNetns, plan: HostPlan
     assert detours.ips == {IP4}
     detours.ips.clear()
     await probes.ensure()
-    assert detours.ips == ({IP4} if plan else set())
+    assert detours.ips == {IP4}
     await probes.remove()
     assert detours.ips == set()
+
+
+async def test_at_the_end_one_that_cannot_be_removed_does_not_keep_the_other(
+    host: PodNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RedirectError("not now")
+
+    detours = RecordedDetours()
+    monkeypatch.setattr(detours, "clear", refuse)
+    probes = ProbeSets(host, HostPlan(), AgentMetrics(), detours=detours)
+    await probes.ensure()
+    with pytest.raises(RedirectError, match="not now"):
+        await probes.remove()
+    with pytest.raises(RedirectError):
+        read_members(host)
 
 
 async def test_addresses_come_and_go_with_their_pods(host: PodNetns, probes: ProbeSets) -> None:
