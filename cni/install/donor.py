@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cni.install.elf import Parts, read_parts
+from cni.install.elf import Parts, machine_of, read_parts
 from cni.install.errors import BundleError
 
 PACKAGE = "cni"
@@ -119,13 +120,23 @@ def _ask(program: Path) -> dict[str, list[str]]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise BundleError(f"{program} does not run: {exc}") from exc
+        raise BundleError(f"{program} does not run: {exc}{_other_machine(program)}") from exc
     if run.returncode != 0:
         raise BundleError(f"{program} cannot run the plugin: {run.stderr.strip()}")
     answer: dict[str, object] = json.loads(run.stdout)
     return {
         key: value if isinstance(value, list) else [str(value)] for key, value in answer.items()
     }
+
+
+def _other_machine(program: Path) -> str:
+    """If a program is for another processor than ours, say so."""
+    try:
+        machine = machine_of(program.read_bytes())
+    except OSError:
+        return ""
+    own = os.uname().machine
+    return f" (it is for {machine}, and this node is {own})" if machine not in (None, own) else ""
 
 
 def _is_library(path: Path) -> bool:

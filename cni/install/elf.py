@@ -29,6 +29,8 @@ _PAGE_BYTES = 4096
 _PAGE_BYTES_MAX = 1 << 21  # a huge page; linkers align to 64 KiB at most
 _ADDRESS_MAX = 1 << 47  # user space; leaves room for what we add
 
+_MACHINES = {62: "x86_64", 183: "aarch64"}  # as uname calls them
+
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
 _PF_W, _PF_R = 2, 4
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 14, 15, 29
@@ -125,6 +127,14 @@ class _Image:
             if segment.kind == _PT_LOAD and is_inside:
                 return address - segment.vaddr + segment.offset
         raise ElfError("an address is not in the file")
+
+
+def machine_of(data: bytes) -> str | None:
+    """Say which processor a program is for, as uname calls it; None if it is no program."""
+    if not data.startswith(_IDENT) or len(data) < _HEADER.size:
+        return None
+    number = _HEADER.unpack_from(data)[2]
+    return _MACHINES.get(number, f"processor {number}")
 
 
 def read_parts(data: bytes) -> Parts:

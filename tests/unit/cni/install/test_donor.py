@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -11,6 +13,7 @@ from cni.install.elf import read_parts
 from cni.install.errors import BundleError
 
 PYTHON = Path(getattr(sys, "_base_executable", sys.executable))
+OF_NOBODY = 0x7FFE  # no processor has this number
 HOME = PurePosixPath(sys.platlibdir, f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
@@ -61,12 +64,22 @@ def test_the_digest_changes_with_content_and_place(donor: Donor, tmp_path: Path)
     ("script", "why"),
     [
         ("#!/bin/sh\nexit 3\n", "cannot run the plugin"),
-        ("not a program", "does not run"),
+        ("not a program", r"does not run: .*'\)$"),
     ],
 )
 def test_what_is_no_python_is_refused(tmp_path: Path, script: str, why: str) -> None:
     program = tmp_path / "python"
     program.write_text(script)
     program.chmod(0o755)
+    with pytest.raises(BundleError, match=why):
+        inspect_donor(program)
+
+
+def test_a_python_for_another_processor_is_refused_by_its_name(tmp_path: Path) -> None:
+    own = PYTHON.resolve().read_bytes()
+    program = tmp_path / "python"
+    program.write_bytes(own[:18] + struct.pack("<H", OF_NOBODY) + own[20:])
+    program.chmod(0o755)
+    why = f"does not run: .*it is for processor {OF_NOBODY}, and this node is {os.uname().machine}"
     with pytest.raises(BundleError, match=why):
         inspect_donor(program)

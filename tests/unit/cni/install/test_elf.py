@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from cni.install.elf import read_parts, relocate
+from cni.install.elf import machine_of, read_parts, relocate
 from cni.install.errors import ElfError
 
 PYTHON = Path(sys.executable).resolve().read_bytes()
@@ -80,6 +80,20 @@ def text_at(data: bytes, address: int) -> str:
             at = address - vaddr + offset
             return data[at : data.index(b"\0", at)].decode()
     raise AssertionError("nothing is mapped there")
+
+
+@pytest.mark.parametrize(
+    ("data", "machine"),
+    [
+        (an_elf(machine=ARM64), "aarch64"),
+        (an_elf(machine=AMD64), "x86_64"),
+        (an_elf(machine=243), "processor 243"),
+        (an_elf()[: HEADER_BYTES - 1], None),
+        (b"#!/bin/sh\n" + bytes(HEADER_BYTES), None),
+    ],
+)
+def test_a_program_says_which_processor_it_is_for(data: bytes, machine: str | None) -> None:
+    assert machine_of(data) == machine
 
 
 def test_a_program_says_what_it_asks_for() -> None:
