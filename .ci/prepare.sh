@@ -15,6 +15,9 @@ CRI_API_VERSION=2.0.1
 # What the suites were tried with; whichever version Debian offers by now is taken.
 CONTAINERD_TRIED=2.1.9+ds1-5
 CNI_PLUGINS_TRIED=1.9.1+ds1-1
+# Debian 13's own Python, of which the plugin's interpreter for arm64 is made, and all it is linked to.
+ARM64_SUITE=trixie
+ARM64_PACKAGES=(python3.13-minimal libpython3.13-minimal libpython3.13-stdlib libc6 libexpat1 zlib1g)
 PYTHONS="python3.14 python3.13 python3.12 python3.11 python3"
 # program:package that has it
 BENCH_PROGRAMS="nsenter:util-linux cc:gcc /usr/include/stdio.h:libc6-dev"
@@ -128,33 +131,44 @@ debian_mirror() { # where this machine gets Debian's packages; nothing if it doe
     awk '$1 == "Debian" && $2 == "Debian" && !uri { uri = $3 } END { print uri }' || true
 }
 
-fetch_runtime() { # fetch_runtime MIRROR SUITE: containerd and the CNI plugins of a suite, nothing of them installed
-  local apt=$PWD/.cache/apt new=$PWD/.peers/runtime.new package
-  rm -rf "$apt" "$new"
-  mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$new"
+fetch_packages() { # fetch_packages MIRROR SUITE "ARCHITECTURE..." PACKAGE...: into .cache/apt, nothing of them installed
+  local apt=$PWD/.cache/apt architecture
+  rm -rf "$apt"
+  mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
   say "deb $1 $2 main" >"$apt/sources.list"
   local own=(-o Dir::State="$apt/state" -o Dir::State::status=/dev/null -o Dir::Cache="$apt/cache"
     -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root
     -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
-  apt-get "${own[@]}" update &&
-    (cd "$apt" && apt-get "${own[@]}" download containerd containernetworking-plugins) || return 1
-  for package in "$apt"/*.deb; do
+  for architecture in $3; do own+=(-o "APT::Architectures::=$architecture"); done
+  apt-get "${own[@]}" update && (cd "$apt" && apt-get "${own[@]}" download "${@:4}")
+}
+
+fetch_runtime() { # fetch_runtime MIRROR SUITE: containerd and the CNI plugins of a suite
+  local new=$PWD/.peers/runtime.new package
+  rm -rf "$new"
+  mkdir -p "$new"
+  fetch_packages "$1" "$2" "$(dpkg --print-architecture)" containerd containernetworking-plugins || return 1
+  for package in .cache/apt/*.deb; do
     dpkg-deb -x "$package" "$new" && dpkg-deb -W "$package" >>"$new/.version" || return 1
   done
-  rm -rf "$apt"
+  rm -rf .cache/apt
   # It may want a newer libc than there is.
   "$new/usr/bin/containerd" --version | grep -E ' v?([2-9]|[1-9][0-9]+)\.[0-9]'
 }
 
-install_runtime() { # containerd 2 with CNI plugins of its time, beside the machine's own
-  local mirror suite tried
-  [ ! -f .peers/runtime/.version ] || return 0
+find_mirror() { # leaves it in `mirror`, empty if this machine has none
   mkdir -p .cache
   mirror=$(debian_mirror)
   if [ -z "$mirror" ] && [ "$(id -u)" -eq 0 ]; then
     apt-get -qq update >"$log" 2>&1 </dev/null || true # what is wrong shows when there is no mirror
     mirror=$(debian_mirror)
   fi
+}
+
+install_runtime() { # containerd 2 with CNI plugins of its time, beside the machine's own
+  local mirror suite tried
+  [ ! -f .peers/runtime/.version ] || return 0
+  find_mirror
   tried=$(printf 'containerd\t%s\ncontainernetworking-plugins\t%s' "$CONTAINERD_TRIED" "$CNI_PLUGINS_TRIED")
   for suite in ${mirror:+sid testing stable}; do
     printf '  %-60s' "fetching containerd and CNI plugins of Debian $suite"
@@ -170,6 +184,40 @@ install_runtime() { # containerd 2 with CNI plugins of its time, beside the mach
     tail -n 3 "$log"
   done
   say "  no containerd 2 from ${mirror:-any mirror of Debian, as none is configured}: the tests that need it fail"
+}
+
+fetch_arm64() { # fetch_arm64 MIRROR: a root for arm64 that has Python and, for another machine, what runs it there
+  local new=$PWD/.peers/arm64.new package name own packages=("${ARM64_PACKAGES[@]/%/:arm64}")
+  own=$(dpkg --print-architecture)
+  [ "$own" = arm64 ] || packages+=("qemu-user:$own")
+  rm -rf "$new"
+  mkdir -p "$new"/{proc,tree,host,binfmt} "$new"/usr/{bin,lib,sbin}
+  for name in bin lib sbin; do ln -s "usr/$name" "$new/$name"; done
+  fetch_packages "$1" "$ARM64_SUITE" "$own arm64" "${packages[@]}" || return 1
+  for package in .cache/apt/*.deb; do
+    case ${package##*/} in
+      qemu-user_*) dpkg-deb --fsys-tarfile "$package" | tar -x -C "$new" ./usr/bin/qemu-aarch64 || return 1 ;; # of many
+      *) dpkg-deb -x "$package" "$new" || return 1 ;;
+    esac
+    dpkg-deb -W "$package" >>"$new/.version" || return 1
+  done
+  rm -rf .cache/apt
+}
+
+install_arm64() { # what the tests of the plugin on arm64 run
+  local mirror
+  [ ! -f .peers/arm64/.version ] || return 0
+  find_mirror
+  printf '  %-60s' "fetching Python for arm64 of Debian $ARM64_SUITE"
+  if [ -n "$mirror" ] && fetch_arm64 "$mirror" >"$log" 2>&1 </dev/null; then
+    rm -rf .peers/arm64
+    mv .peers/arm64.new .peers/arm64
+    say "done"
+    return 0
+  fi
+  say "no"
+  [ -z "$mirror" ] || tail -n 3 "$log"
+  say "  no Python for arm64 from ${mirror:-any mirror of Debian, as none is configured}: the tests that need it fail"
 }
 
 for part in "$@"; do
@@ -188,5 +236,6 @@ case " $* " in *" test "*)
   install_curl
   install_cri_client
   install_runtime
+  install_arm64
   ;;
 esac

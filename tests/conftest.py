@@ -3,8 +3,8 @@
 A test says what it needs: `@pytest.mark.netns` (root), `@pytest.mark.requires_program("nft")`, or
 the `envoy_program` fixture. Where that is missing, a developer sees it skipped with the reason.
 Under `make test` and in CI the same reason fails it, and so does any other skip: a missing install
-step must not look like success. Only what is marked `reference` may say "not given" there: no
-registry has the programs it runs.
+step must not look like success. Two marks may say "not given" there: `reference`, because no
+registry has the programs it runs, and `newer_kernel`, because no step installs a kernel.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In a strict run, fail what was skipped."""
     report = yield
-    may_be_missing = item.get_closest_marker("reference") or hasattr(report, "wasxfail")
-    if STRICT and report.skipped and not may_be_missing:
+    if STRICT and report.skipped and not (hasattr(report, "wasxfail") or _may_lack(item, report)):
         report.outcome = "failed"
         report.longrepr = f"may not be skipped here: {_reason(report.longrepr)}"
     return report
@@ -67,6 +66,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
         report.outcome = "failed"
         report.longrepr = f"may not be skipped here: {_reason(report.longrepr)}"
     return report
+
+
+def _may_lack(item: pytest.Item, report: pytest.TestReport) -> bool:
+    """Whether what a test says it was not given is what nobody could have installed."""
+    is_marked = any(item.get_closest_marker(name) for name in ("reference", "newer_kernel"))
+    return is_marked and "not given: " in _reason(report.longrepr)
 
 
 def _reason(longrepr: object) -> str:

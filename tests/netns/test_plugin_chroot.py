@@ -9,71 +9,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cni.install.bundle import LAUNCHER, VERSIONS, Site, install_bundle, version_of
 from cni.install.donor import inspect_donor
+from tests.support.empty_host import BIN, PREVIOUS, RUN_DIR, EmptyHost, config
 from tests.support.namespaces import needs_root
 from tests.support.plugin_agent import StandInAgent
 
 pytestmark = [pytest.mark.netns, pytest.mark.requires_program("chroot", "unshare"), needs_root]
 
 PYTHON = Path(getattr(sys, "_base_executable", sys.executable))
-BIN = "/opt/cni/bin"
-PREVIOUS = '{"cniVersion": "1.0.0",  "ips": [{"address": "10.1.2.3/24", "interface": 1}]}'
-CONFIG = {
-    "name": "pods",
-    "cniVersion": "1.0.0",
-    "ambient_enabled": True,
-    "agent_decides": True,
-    "exclude_namespaces": ["kube-system"],
-}
 # The plugin takes 2.6 times as much of a processor as its interpreter alone, idle or beside other
 # work. With http.client or logging it would be 5 times and more.
 RATIO_MAX = 3.8
 ROUNDS = 9
 
 
-@dataclass(frozen=True)
-class EmptyHost:
-    """A folder to be somebody's root, in which there is the plugin and an agent's socket."""
-
-    root: Path
-    agent: StandInAgent
-
-    def runs(
-        self, command: str, stdin: str = "", *, namespace: str = "shop", read_only: bool = False
-    ) -> subprocess.CompletedProcess[bytes]:
-        env = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": "c0ffee",
-            "CNI_NETNS": "/var/run/netns/cni-1",
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": BIN,
-            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=cart-0",
-            # A runtime hands on its whole environment: none of this may matter.
-            "PYTHONHOME": "/nowhere",
-            "PYTHONSTARTUP": "/nowhere",
-            "LD_LIBRARY_PATH": "/nowhere",
-            "LC_ALL": "de_DE.ISO-8859-1",
-        }
-        inside = ["chroot", str(self.root), f"{BIN}/{LAUNCHER}"]
-        if read_only:
-            remount = f'mount --bind -r "{self.root}" "{self.root}" && exec "$@"'
-            inside = ["unshare", "--mount", "sh", "-c", remount, "sh", *inside]
-        return subprocess.run(
-            inside, env={**env, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, input=stdin.encode(),
-            capture_output=True, check=False, timeout=30,
-        )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def host() -> Iterator[EmptyHost]:
     root = Path(tempfile.mkdtemp(prefix="host"))
-    run_dir = root / "var/run/istio-cni"
+    run_dir = root / RUN_DIR.lstrip("/")
     run_dir.mkdir(parents=True)
     (root / BIN.lstrip("/")).mkdir(parents=True)
     donor, site = inspect_donor(PYTHON), Site(root / BIN.lstrip("/"), BIN)
@@ -83,14 +41,9 @@ def host() -> Iterator[EmptyHost]:
     shutil.rmtree(root)
 
 
-def config(previous: str | None = PREVIOUS, **keys: object) -> str:
-    text = json.dumps({**CONFIG, **keys})
-    return f'{text[:-1]}, "prevResult": {previous}}}' if previous else text
-
-
 def test_there_is_nothing_else_on_this_host(host: EmptyHost) -> None:
     assert {path.name for path in host.root.iterdir()} == {"opt", "var"}
-    assert {path.name for path in (host.root / "opt/cni/bin").iterdir()} == {LAUNCHER, VERSIONS}
+    assert {path.name for path in host.bin.iterdir()} == {LAUNCHER, VERSIONS}
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -113,12 +66,7 @@ def test_nothing_is_written_but_the_log(host: EmptyHost) -> None:
 
 
 def test_a_pod_that_the_agent_refuses_fails_with_its_words(host: EmptyHost) -> None:
-    before = host.agent.answer
-    host.agent.refuse(500, "no proxy is connected")
-    try:
-        run = host.runs("ADD", config())
-    finally:
-        host.agent.answer = before
+    run = host.is_refused(500, "no proxy is connected")
     assert run.returncode == 1
     assert json.loads(run.stdout) == {
         "cniVersion": "1.0.0",
@@ -178,7 +126,7 @@ def cpu_seconds_of(call: Callable[[], object]) -> float:
 
 def test_it_starts_fast_enough_for_every_pod(host: EmptyHost) -> None:
     """Compare with its interpreter that does nothing, because no two machines are equally fast."""
-    (version,) = (host.root / "opt/cni/bin" / VERSIONS).iterdir()
+    (version,) = (host.bin / VERSIONS).iterdir()
     python = f"{BIN}/{VERSIONS}/{version.name}/bin/python"
     nothing = ["chroot", str(host.root), python, "-ISXutf8", "-c", "pass"]
     plugin = min(cpu_seconds_of(lambda: host.runs("ADD", config())) for _ in range(ROUNDS))
