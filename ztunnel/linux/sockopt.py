@@ -12,7 +12,6 @@ from ztunnel.model.network import Endpoint, IpAddress, Port, canonical
 # Python 3.11 lacks names for these.
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 IP6T_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv6/ip6_tables.h
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 IP_FREEBIND = 15  # linux/in.h
 IP_TRANSPARENT = 19  # linux/in.h
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
@@ -138,9 +137,3 @@ def set_user_timeout(sock: socket.socket, seconds: int) -> None:
 def reset_on_close(sock: socket.socket) -> None:
     """Make `close` send a reset, so that the peer sees an abort and not an orderly end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def netns_cookie(sock: socket.socket) -> int:
-    """Read a number that tells the socket's network namespace from all others since boot."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-    return int.from_bytes(raw, "little")

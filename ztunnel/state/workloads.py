@@ -60,7 +60,6 @@ class Workloads:
         self._by_address: tuple[dict[Network, _Addresses], ...] = tuple({} for _ in range(PARTS))
         self._by_hostname: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
         self._local: dict[tuple[str, str, str], dict[WorkloadUid, Workload]] = {}
-        self._accounts: dict[tuple[str, str], dict[WorkloadUid, Workload]] = {}
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -98,16 +97,6 @@ class Workloads:
         """Tell whether the workload runs on this node."""
         return not self._node or workload.node == self._node
 
-    def local_accounts(self) -> Collection[tuple[str, str]]:
-        """Return (namespace, service account) of all workloads of this node."""
-        return self._accounts.keys()
-
-    def of_account(
-        self, namespace: Namespace, service_account: ServiceAccount
-    ) -> Collection[Workload]:
-        """Return this node's workloads that run as this account."""
-        return self._accounts.get((namespace, service_account), {}).values()
-
     def put(self, workload: Workload) -> Workload | None:
         """Store one workload and return what it replaced."""
         uid = workload.uid
@@ -120,9 +109,9 @@ class Workloads:
         if workload.hostname:
             _file(self._by_hostname, (workload.namespace, workload.hostname), workload)
         if self.is_local(workload):
-            account = (workload.namespace, workload.service_account)
-            _file(self._accounts, account, workload)
-            _file(self._local, (*account, workload.name), workload)
+            _file(
+                self._local, (workload.namespace, workload.service_account, workload.name), workload
+            )
         return old
 
     def remove(self, uid: WorkloadUid) -> Workload | None:
@@ -136,9 +125,7 @@ class Workloads:
         if old.hostname:
             _unfile(self._by_hostname, (old.namespace, old.hostname), old)
         if self.is_local(old):
-            account = (old.namespace, old.service_account)
-            _unfile(self._accounts, account, old)
-            _unfile(self._local, (*account, old.name), old)
+            _unfile(self._local, _who(old), old)
         return old
 
     def _claim(self, key: int, workload: Workload) -> None:
@@ -178,3 +165,7 @@ def _unfile(index: dict[K, dict[WorkloadUid, Workload]], key: K, workload: Workl
     del filed[workload.uid]
     if not filed:
         del index[key]
+
+
+def _who(workload: Workload) -> tuple[str, str, str]:
+    return workload.namespace, workload.service_account, workload.name

@@ -82,11 +82,6 @@ def test_a_bound_address_takes_no_port_before_it_connects(sock: socket.socket) -
     assert sock.getsockname() == ("127.0.0.1", 0)
 
 
-def test_sockets_of_one_namespace_have_one_cookie(sock: socket.socket) -> None:
-    with socket.socket(socket.AF_INET6) as other:
-        assert sockopt.netns_cookie(sock) == sockopt.netns_cookie(other)
-
-
 @pytest.mark.netns
 @needs_root
 def test_the_mark_is_set(sock: socket.socket) -> None:

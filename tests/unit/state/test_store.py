@@ -131,8 +131,9 @@ def test_a_name_is_a_service_s_before_it_is_a_workload_s() -> None:
 
 def test_the_node_decides_who_is_local() -> None:
     store = Store(node="n1")
-    store.apply(Update(workloads=[a_workload(node="n2")]))
-    assert not store.workloads.local_accounts()
+    elsewhere = a_workload(node="n2")
+    store.apply(Update(workloads=[elsewhere]))
+    assert not store.workloads.is_local(elsewhere)
 
 
 # The store against a naive model: three dictionaries and plain scans.

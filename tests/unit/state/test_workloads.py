@@ -123,7 +123,6 @@ def test_only_pods_of_this_node_are_local() -> None:
     assert mine(workloads, "cart-1", "other") is None
     assert workloads.is_local(here)
     assert not workloads.is_local(there)
-    assert list(workloads.local_accounts()) == [("shop", "default")]
 
 
 def test_a_pod_of_another_node_leaves_no_trace() -> None:
@@ -146,14 +145,3 @@ def test_our_own_needs_name_and_account(name: str, sa: str) -> None:
 def test_of_two_with_one_name_the_latest_is_ours() -> None:
     old, new = a_workload(uid="old"), a_workload(uid="new")
     assert mine(stored(old, new)) == new
-
-
-def test_an_account_is_in_use_until_its_last_pod_goes() -> None:
-    one, two = a_workload(), a_workload("cart-1")
-    workloads = stored(one, two)
-    account = Namespace("shop"), ServiceAccount("default")
-    workloads.remove(one.uid)
-    assert list(workloads.of_account(*account)) == [two]
-    workloads.remove(two.uid)
-    assert not workloads.of_account(*account)
-    assert not workloads.local_accounts()
