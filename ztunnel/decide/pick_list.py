@@ -1,107 +1,150 @@
-"""The endpoints of the best rank, kept up to date, to draw from (state-and-xds.md 10.5).
+"""The endpoints of a service by rank, kept up to date, to draw from (state-and-xds.md 10.5).
 
 A service may have thousands of endpoints that come and go many times a second. A change costs the
-same however many there are: the one endpoint is judged, and takes or leaves a place in a list.
+same however many there are: the one endpoint leaves its place, is ranked, and takes another one.
+Those of one rank and one capacity are in one bag, from which any may be drawn; a bag is chosen by
+what its endpoints can bear together, and there are few.
 """
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain
 from typing import TypeAlias
 
 from ztunnel.model.workload import Workload, WorkloadUid
 
-# The rank of an endpoint; None if it is not eligible.
-Judge: TypeAlias = Callable[[Workload], int | None]
+# Gives those of them that are eligible, by rank; more is better.
+Sort: TypeAlias = Callable[[Iterable[Workload]], dict[int, list[Workload]]]
 
 
-class PickList:
-    """A follower of a service's endpoints (`state.endpoints`)."""
+class _Bag:
+    """Endpoints in no particular order, each found at once."""
 
-    __slots__ = (
-        "_capacities",
-        "_has_others",
-        "_judge",
-        "_places",
-        "_rank",
-        "_totals",
-        "_workloads",
-    )
+    __slots__ = ("_places", "workloads")
 
-    def __init__(self, judge: Judge, workloads: Iterable[Workload]) -> None:
-        ranked = [(rank, one) for one in workloads if (rank := judge(one)) is not None]
-        best = max([rank for rank, _ in ranked], default=0)
-        there = [one for rank, one in ranked if rank == best]
-        self._judge = judge
-        self._rank = best
-        self._workloads = there
-        self._has_others = len(there) < len(ranked)  # of lower ranks: needed if these should go
-        # Where in the list each one is.
-        self._places = {one.uid: place for place, one in enumerate(there)}
-        self._capacities = Counter([one.capacity for one in there])  # and how many have each
-        self._totals: list[int] | None = None  # running totals of capacity, once asked for
+    def __init__(self, workloads: list[Workload]) -> None:
+        self.workloads = workloads
+        self._places = {one.uid: place for place, one in enumerate(workloads)}
 
-    @property
-    def workloads(self) -> Sequence[Workload]:
-        """A live view of the list, in no particular order."""
-        return self._workloads
-
-    def put(self, workload: Workload) -> bool:
-        """Take in a new or changed endpoint; False if the list must be made anew."""
-        self._drop(workload.uid)
-        if not self._workloads and self._has_others:
-            return False
-        rank = self._judge(workload)
-        if rank is not None:
-            self._take(workload, rank)
-        return True
+    def add(self, workload: Workload) -> None:
+        self._places[workload.uid] = len(self.workloads)
+        self.workloads.append(workload)
 
     def remove(self, uid: WorkloadUid) -> bool:
-        """Take in that an endpoint is gone; False if the list must be made anew."""
-        self._drop(uid)
-        return bool(self._workloads) or not self._has_others
+        """Give the place of one to the last; return whether it was there."""
+        place = self._places.pop(uid, None)
+        if place is None:
+            return False
+        last = self.workloads.pop()
+        if place < len(self.workloads):
+            self.workloads[place] = last
+            self._places[last.uid] = place
+        return True
+
+
+class Lot:
+    """Endpoints of one rank, to draw from by capacity."""
+
+    __slots__ = ("_alike", "_bags", "_order", "_totals")
+
+    def __init__(self, workloads: list[Workload]) -> None:
+        self._bags: dict[int, _Bag] = {}  # by the capacity of each endpoint in it
+        self._totals: list[int] | None = None  # running totals of the bags, once asked for
+        self._order: list[tuple[int, _Bag]] = []  # what they are totals of
+        self._alike: list[Workload] = []  # all of them if they have one capacity, as nearly always
+        capacities = {one.capacity for one in workloads}
+        if len(capacities) == 1:
+            self._bags[capacities.pop()] = _Bag(workloads)
+        else:
+            for one in workloads:
+                self._bag(one.capacity).add(one)
+        self._recount()
+
+    def __len__(self) -> int:
+        return sum(len(bag.workloads) for bag in self._bags.values())
+
+    def __iter__(self) -> Iterator[Workload]:
+        return chain.from_iterable(bag.workloads for bag in self._bags.values())
 
     def draw(self, rng: random.Random) -> Workload | None:
         """Pick one by capacity; None if all have none."""
-        workloads = self._workloads
-        if not workloads:
-            return None
-        if len(self._capacities) == 1:
-            is_any = 0 not in self._capacities
-            return rng.choice(workloads) if is_any else None
+        if self._alike:
+            return rng.choice(self._alike)
         if self._totals is None:
-            self._totals = list(accumulate([one.capacity for one in workloads]))
-        return workloads[bisect_right(self._totals, rng.randrange(self._totals[-1]))]
+            self._order = list(self._bags.items())
+            self._totals = list(accumulate([n * len(bag.workloads) for n, bag in self._order]))
+        if not self._totals or not self._totals[-1]:
+            return None
+        point = rng.randrange(self._totals[-1])
+        number = bisect_right(self._totals, point)
+        capacity, bag = self._order[number]
+        return bag.workloads[(self._totals[number] - 1 - point) // capacity]
 
-    def _take(self, workload: Workload, rank: int) -> None:
-        if self._workloads and rank != self._rank:
-            self._has_others = True
-            if rank < self._rank:
-                return
-            self._workloads.clear()
-            self._places.clear()
-            self._capacities.clear()
-        self._rank = rank
-        self._totals = None
-        self._places[workload.uid] = len(self._workloads)
-        self._workloads.append(workload)
-        self._capacities[workload.capacity] += 1
+    def add(self, workload: Workload) -> None:
+        """Take in one that is not here."""
+        self._bag(workload.capacity).add(workload)
+        self._recount()
 
-    def _drop(self, uid: WorkloadUid) -> None:
-        """Give the place of one to the last."""
-        place = self._places.pop(uid, None)
-        if place is None:
-            return
+    def remove(self, uid: WorkloadUid) -> bool:
+        """Drop one; return whether it was here."""
+        for capacity, bag in self._bags.items():
+            if bag.remove(uid):
+                if not bag.workloads:
+                    del self._bags[capacity]
+                self._recount()
+                return True
+        return False
+
+    def _bag(self, capacity: int) -> _Bag:
+        bag = self._bags.get(capacity)
+        if bag is None:
+            bag = self._bags[capacity] = _Bag([])
+        return bag
+
+    def _recount(self) -> None:
         self._totals = None
-        capacity = self._workloads[place].capacity
-        self._capacities[capacity] -= 1
-        if not self._capacities[capacity]:
-            del self._capacities[capacity]
-        last = self._workloads.pop()
-        if place < len(self._workloads):
-            self._workloads[place] = last
-            self._places[last.uid] = place
+        if len(self._bags) == 1:
+            [(capacity, bag)] = self._bags.items()
+            self._alike = bag.workloads if capacity else []
+        else:
+            self._alike = []
+
+
+class PickList:
+    """A follower of a service's endpoints (`state.endpoints`); the best of them are in `best`."""
+
+    __slots__ = ("_lots", "_sort", "best")
+
+    def __init__(self, sort: Sort, workloads: Iterable[Workload]) -> None:
+        self._sort = sort
+        self._lots = {rank: Lot(there) for rank, there in sort(workloads).items()}
+        self._choose()
+
+    def by_rank(self) -> Iterator[Lot]:
+        """Yield all endpoints, the best first."""
+        return (self._lots[rank] for rank in sorted(self._lots, reverse=True))
+
+    def changed(self, uid: WorkloadUid, workload: Workload | None) -> None:
+        """Take in a new, changed or, if None, lost endpoint."""
+        for rank, lot in self._lots.items():
+            if lot.remove(uid):
+                if not lot:
+                    del self._lots[rank]
+                break
+        if workload is not None:
+            self._take(workload)
+        self._choose()
+
+    def _take(self, workload: Workload) -> None:
+        for rank, [one] in self._sort((workload,)).items():
+            lot = self._lots.get(rank)
+            if lot is None:
+                self._lots[rank] = Lot([one])
+            else:
+                lot.add(one)
+
+    def _choose(self) -> None:
+        self.best = self._lots[max(self._lots)] if self._lots else Lot([])

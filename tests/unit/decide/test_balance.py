@@ -18,7 +18,7 @@ from tests.support.picks import (
     names,
     services,
 )
-from ztunnel.decide.balance import Purpose, pick, target_port
+from ztunnel.decide.balance import Purpose, pick
 from ztunnel.model.network import Port
 from ztunnel.model.service import BalanceMode, HealthPolicy, LoadBalancer, Scope, Service
 from ztunnel.model.workload import (
@@ -149,28 +149,6 @@ def test_who_can_be_reached(endpoint: dict[str, Any], *, is_eligible: bool) -> N
 
 
 TUNNEL = ApplicationTunnel(AppProtocol.PROXY, Port(15088))
-
-
-@pytest.mark.parametrize(
-    ("service_ports", "own_ports", "tunnel", "expected"),
-    [
-        ({80: 8080}, {80: 9090}, None, 9090),
-        ({80: 8080}, {}, None, 8080),
-        ({80: 0}, {80: 9090}, None, 9090),
-        ({80: 0}, {81: 9090}, None, None),
-        ({}, {}, None, None),
-        ({}, {}, TUNNEL, 80),
-        ({}, {}, ApplicationTunnel(AppProtocol.PROXY, None), None),
-    ],
-)
-def test_the_port_on_the_workload(
-    service_ports: dict[int, int],
-    own_ports: dict[int, int],
-    tunnel: ApplicationTunnel | None,
-    expected: int | None,
-) -> None:
-    workload = an_endpoint("a", services={KEY: own_ports}, application_tunnel=tunnel)
-    assert target_port(a_service(port_map=service_ports), Port(80), workload) == expected
 
 
 def test_a_waypoint_may_serve_a_port_its_service_does_not_declare() -> None:
