@@ -104,6 +104,12 @@ class DeltaResponse:
         except DecodeError as exc:
             raise ResourceError(f"not a Resource message: {exc}") from exc
 
+    def take_removed(self, most: int) -> list[str]:
+        """Give the next names of what is gone; none when all were given."""
+        taken = self.removed[-most:] if most else []
+        del self.removed[len(self.removed) - len(taken) :]
+        return taken
+
     def release(self) -> bool:
         """Give half of a large message back, once it was read; return whether to come again.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -227,6 +228,23 @@ def test_the_envelope_of_a_large_response_is_read_in_slices(
     steps = list(a_session().receive(a_response(*many(35))))
     assert sum(isinstance(step, Paused) for step in steps) == 3
     assert sum(len(step.resources) for step in steps if isinstance(step, Arrived)) == 35
+
+
+def test_very_many_removals_go_over_in_slices_too() -> None:
+    session = a_session()
+    most = delta.REMOVED_PER_STEP
+    there = many(2 * most + 5)
+    receive(session, a_response(*there))
+    gone = [envelope.name for envelope in there]
+    steps = session.receive(a_response(there[0], removed=gone))
+    parts = [step for step in itertools.islice(steps, 2) if isinstance(step, Arrived)]
+    steps.close()
+    assert [len(part.removed) for part in parts] == [most, most]
+    assert len(versions_told(session)[0]) == len(there) - most  # the second may not be applied
+    parts, _ = receive(session, a_response(there[0], removed=gone))
+    assert [len(part.removed) for part in parts] == [most, most, 5]
+    assert {name for part in parts for name in part.removed} == set(gone)
+    assert versions_told(session)[0] == {}
 
 
 def test_a_session_cut_between_slices_claims_only_what_was_applied() -> None:

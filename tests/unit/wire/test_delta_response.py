@@ -37,6 +37,12 @@ def test_what_was_encoded_is_found_however_few_fields_at_a_time(
     assert found.type_url == message.type_url
     assert found.nonce == message.nonce
     assert found.removed == list(message.removed_resources)
+    taken: list[str] = []
+    while some := found.take_removed(fields):
+        assert len(some) <= fields
+        taken = some + taken
+    assert taken == list(message.removed_resources)
+    assert not found.take_removed(0)
     assert [found.resource(i) for i in range(len(found))] == list(message.resources)
 
 
