@@ -29,11 +29,11 @@ class RecordLayer(Protocol):
     def seal_small(self, plaintext: bytes | bytearray | memoryview) -> bytes | memoryview:
         """Seal plaintext of any length."""
 
-    def seal_bulk(self, buffer: bytearray, view: memoryview, size: int) -> memoryview:
+    def seal_bulk(self, view: memoryview, size: int) -> memoryview:
         """Seal `view[:size]`; the result is valid until the next seal on any layer.
 
-        `view` is a view on `buffer`, longer than `size` by at least one byte, and holds the same
-        bytes afterwards. `size` is at most `BULK_BYTES_MAX`.
+        `view` is writable, longer than `size` by at least one byte, and holds the same bytes
+        afterwards. `size` is at most `BULK_BYTES_MAX`.
         """
 
     def open(self, raw: memoryview, out: memoryview) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class Tls13Records:
         """Seal plaintext of any length; the result is the caller's own."""
         return self._sealer.seal(plaintext)
 
-    def seal_bulk(self, buffer: bytearray, view: memoryview, size: int) -> memoryview:  # noqa: ARG002
+    def seal_bulk(self, view: memoryview, size: int) -> memoryview:
         """Seal `view[:size]` into the process-wide buffer; valid until the next `seal_bulk`."""
         return self._sealer.seal_bulk(view, size, self._buffer)
 

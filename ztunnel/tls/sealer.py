@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from ztunnel.linux.memory import untouched
 from ztunnel.tls.alerts import alert_body
 from ztunnel.tls.traffic_keys import NONCE_BYTES, TrafficKeys
 
@@ -40,7 +41,7 @@ class SealBuffer:
 
     def __init__(self) -> None:
         self.start = HEADER_BYTES + len(KEY_UPDATE) + 1 + SEALED_EXTRA
-        self.view = memoryview(bytearray(self.start + SLOTS * SLOT_BYTES))
+        self.view = untouched(self.start + SLOTS * SLOT_BYTES)
         self.slots = [
             self.view[at + HEADER_BYTES : at + SLOT_BYTES]
             for at in range(self.start, len(self.view), SLOT_BYTES)

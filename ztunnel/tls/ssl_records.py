@@ -68,7 +68,7 @@ class SslObjectRecords:
             raise TlsError(f"tls error: {describe_ssl_error(error)}") from error
         return self._outgoing.read()
 
-    def seal_bulk(self, buffer: bytearray, view: memoryview, size: int) -> memoryview:  # noqa: ARG002
+    def seal_bulk(self, view: memoryview, size: int) -> memoryview:
         """Seal `view[:size]`."""
         return memoryview(self.seal_small(view[:size]))
 

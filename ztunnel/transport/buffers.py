@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ztunnel.linux.memory import untouched
 from ztunnel.wire.hbone.connection import DATA_HEADER
 
 HEADER_BYTES = DATA_HEADER.size
@@ -18,12 +19,10 @@ UNIT_MOST = 1024 * 1024
 """1 MiB units are the larger half of what bulk speed there is (performance.md 14)."""
 SLACK = 128 * 1024  # a record cut off by the last read, frame headers, the TLS type byte
 
-RECEIVE = bytearray(UNIT_MOST + SLACK)
-RECEIVE_VIEW = memoryview(RECEIVE)
-PLAIN = bytearray(UNIT_MOST + SLACK)
-PLAIN_VIEW = memoryview(PLAIN)
-SEND = bytearray(UNIT_MOST + SLACK)
-SEND_VIEW = memoryview(SEND)
+# A proxy that moves no bulk never has most of them.
+RECEIVE = untouched(UNIT_MOST + SLACK)
+PLAIN = untouched(UNIT_MOST + SLACK)
+SEND = untouched(UNIT_MOST + SLACK)
 
 
 def grown(unit: int, size: int) -> int:
@@ -44,7 +43,7 @@ def gaps(frame_bytes: int) -> tuple[memoryview, ...]:
     starts = range(0, UNIT_MOST, frame_bytes)
     return tuple(
         # The last one is shorter: a peer's limit need not divide our unit.
-        SEND_VIEW[i * step + HEADER_BYTES :][: min(frame_bytes, UNIT_MOST - start)]
+        SEND[i * step + HEADER_BYTES :][: min(frame_bytes, UNIT_MOST - start)]
         for i, start in enumerate(starts)
     )
 

@@ -19,7 +19,6 @@ from ztunnel.linux.sockopt import reset_on_close
 from ztunnel.transport.buffers import (
     HEADER_BYTES,
     SEND,
-    SEND_VIEW,
     UNIT_FIRST,
     areas,
     grown,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import DataReceived, ResponseReceived
     from ztunnel.wire.hbone.stream import Stream
 
-FIRST_AREA = SEND_VIEW[HEADER_BYTES : HEADER_BYTES + UNIT_FIRST]
+FIRST_AREA = SEND[HEADER_BYTES : HEADER_BYTES + UNIT_FIRST]
 READS_PER_TURN = 4  # performance.md 11
 SMALL_BYTES = 4096  # up to here, frames of one turn share a record (performance.md 11.4)
 PIECES_PER_SEND = 64  # well under IOV_MAX
@@ -150,7 +149,7 @@ class StreamRelay:
             if size == UNIT_FIRST:
                 got = self.sock.recv_into(FIRST_AREA)
             elif size <= frame_bytes:
-                got = self.sock.recv_into(SEND_VIEW[HEADER_BYTES : HEADER_BYTES + size])
+                got = self.sock.recv_into(SEND[HEADER_BYTES : HEADER_BYTES + size])
             else:
                 got = self.sock.recvmsg_into(areas(frame_bytes, size))[0]
         except BlockingIOError:
@@ -168,7 +167,7 @@ class StreamRelay:
         if got >= size or self._unit != UNIT_FIRST:
             self._unit = grown(self._unit, got)
         if got <= SMALL_BYTES:
-            payload = SEND_VIEW[HEADER_BYTES : HEADER_BYTES + got]
+            payload = SEND[HEADER_BYTES : HEADER_BYTES + got]
             self._tunnel.core.queue_data(self._stream, payload)
             self._tunnel.flush_later()
         else:

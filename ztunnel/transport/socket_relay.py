@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ztunnel.errors import PeerError
 from ztunnel.linux.sockopt import reset_on_close
-from ztunnel.transport.buffers import PLAIN_VIEW, UNIT_FIRST, grown
+from ztunnel.transport.buffers import PLAIN, UNIT_FIRST, grown
 from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, URGENT, WRITABLE
 from ztunnel.transport.sockets import GONE
 from ztunnel.transport.splice import WORTH_BYTES, SplicePipe
@@ -106,7 +106,7 @@ class SocketSide:
                 return
             self.close_pipe()
             try:
-                size = self.sock.recv_into(PLAIN_VIEW, self.unit)
+                size = self.sock.recv_into(PLAIN, self.unit)
             except BlockingIOError:
                 self._readable = False
                 return
@@ -119,7 +119,7 @@ class SocketSide:
             if size < self.unit and not self._hung_up:
                 self._readable = False
             self.unit = grown(self.unit, size)
-            self._send(PLAIN_VIEW[:size])
+            self._send(PLAIN[:size])
         self._pair.reactor.again(self)
 
     def _splice(self) -> None:

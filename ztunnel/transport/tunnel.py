@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
 from ztunnel.transport.buffers import (
-    PLAIN_VIEW,
-    RECEIVE_VIEW,
+    PLAIN,
+    RECEIVE,
     SEND,
-    SEND_VIEW,
     UNIT_FIRST,
     grown,
 )
@@ -99,7 +98,7 @@ class Tunnel:
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
         self.flush_later()
         if leftover:
-            RECEIVE_VIEW[: len(leftover)] = leftover
+            RECEIVE[: len(leftover)] = leftover
             self._digest(len(leftover))
 
     @property
@@ -162,7 +161,7 @@ class Tunnel:
     def send_frames(self, size: int) -> None:
         """Seal and send `size` bytes of whole frames that lie in `SEND`, behind what waits."""
         before = self._seal_control()
-        self._transmit(before, self._records.seal_bulk(SEND, SEND_VIEW, size))
+        self._transmit(before, self._records.seal_bulk(SEND, size))
 
     def released(self) -> None:
         """Note that a stream is done with; closes a draining tunnel after its last one."""
@@ -234,10 +233,10 @@ class Tunnel:
         for _ in range(READS_PER_TURN):
             held = len(self._held)
             if held:
-                RECEIVE_VIEW[:held] = self._held
+                RECEIVE[:held] = self._held
             unit = self._unit
             try:
-                size = self.sock.recv_into(RECEIVE_VIEW[held:], unit)
+                size = self.sock.recv_into(RECEIVE[held:], unit)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -256,12 +255,12 @@ class Tunnel:
     def _digest(self, size: int) -> None:
         records = self._records
         try:
-            consumed, produced = records.open(RECEIVE_VIEW[:size], PLAIN_VIEW)
+            consumed, produced = records.open(RECEIVE[:size], PLAIN)
         except TlsError as error:
             self._held = b""
             self.close(error)
             return
-        self._held = bytes(RECEIVE_VIEW[consumed:size]) if consumed < size else b""
+        self._held = bytes(RECEIVE[consumed:size]) if consumed < size else b""
         if produced:
             self._take(produced)
         if self._closed:
@@ -275,7 +274,7 @@ class Tunnel:
         core = self.core
         broken: TunnelError | None = None
         try:
-            events = core.receive(PLAIN_VIEW[:size])
+            events = core.receive(PLAIN[:size])
         except TunnelError as error:
             broken, events = error, []
         if core.control:

@@ -56,7 +56,7 @@ def opened(records: RecordLayer, sealed: bytes | memoryview) -> bytes:
 
 def sealed_bulk(records: RecordLayer, plaintext: bytes) -> memoryview:
     buffer = bytearray(plaintext + b"!")
-    return records.seal_bulk(buffer, memoryview(buffer), len(plaintext))
+    return records.seal_bulk(memoryview(buffer), len(plaintext))
 
 
 @OURS

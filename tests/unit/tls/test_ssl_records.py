@@ -32,7 +32,7 @@ def test_plaintext_arrives(tls12: bool, size: int) -> None:
     assert other.open(memoryview(sealed), OUT) == (len(sealed), size)
     if size:
         buffer = bytearray(b"x" * (size + 1))
-        bulk = one.seal_bulk(buffer, memoryview(buffer), size)
+        bulk = one.seal_bulk(memoryview(buffer), size)
         assert other.open(bulk, OUT) == (len(bulk), size)
         assert OUT[:size] == buffer[:size]
 

@@ -44,5 +44,5 @@ def test_there_is_room_for_a_header_before_each_area(frame: int) -> None:
     position = 0
     while position < UNIT_MOST:
         assert SEND[position : position + HEADER_BYTES] == bytes(HEADER_BYTES)
-        position = SEND.find(b"\0", position + HEADER_BYTES)
-    assert SEND.count(b"x") == UNIT_MOST
+        position = bytes(SEND).find(b"\0", position + HEADER_BYTES)
+    assert bytes(SEND).count(b"x") == UNIT_MOST
