@@ -6,7 +6,10 @@ The same object shapes are used in the config dump, so their serializers are her
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Mapping
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
+
+import yaml
 
 from ztunnel.errors import ResourceError
 from ztunnel.model.network import Port
@@ -15,15 +18,11 @@ from ztunnel.model.service import Service
 from ztunnel.model.workload import GatewayAddress, Locality, ServiceKey, Workload
 from ztunnel.state.store import Update
 from ztunnel.xds.document import compose, finish
-from ztunnel.xds.fields import Field, Object, Problems
+from ztunnel.xds.fields import Field, Problems
 from ztunnel.xds.local_objects import read_policy, read_service, read_workload
 
 Json: TypeAlias = "str | int | bool | list[Json] | dict[str, Json] | None"
 T = TypeVar("T")
-
-TOP_KEYS = frozenset({"workloads", "services", "policies"})
-
-ITEMS_PER_STEP = 10  # a millisecond or so
 
 
 def parse_local_config(text: str, *, source: str) -> Update:
@@ -43,37 +42,52 @@ def parse_in_steps(text: str, *, source: str) -> Generator[None, None, Update]:
     Raises:
         ResourceError: as there.
     """
-    root = yield from compose(text, source=source)
-    if root is None:
-        return Update(replace_all=True)
     problems = Problems(source)
-    top = Field(root, "", problems).object(TOP_KEYS)
-    workloads = yield from _each(top, "workloads", read_workload, lambda workload: workload.uid)
-    services = yield from _each(top, "services", read_service, lambda service: service.key)
-    policies = yield from _each(top, "policies", read_policy, lambda policy: policy.key)
+    workloads = _List("workloads", problems, read_workload, lambda workload: workload.uid)
+    services = _List("services", problems, read_service, lambda service: service.key)
+    policies = _List("policies", problems, read_policy, lambda policy: policy.key)
+    lists = {each.name: each for each in (workloads, services, policies)}
+
+    def take(key: yaml.Node, element: yaml.Node) -> None:
+        # A key that is no text, or not known, is a mistake that the root tells.
+        if isinstance(key, yaml.ScalarNode) and key.value in lists:
+            lists[key.value].take(element)
+
+    root = yield from compose(text, source=source, take=take)
+    if root is not None:
+        top = Field(root, "", problems).object(frozenset(lists))
+        for name in lists:
+            top.each(name, Field.text)  # a list is empty by now; anything else is a mistake
     if problems.lines:
         raise ResourceError(str(problems))
-    return Update(workloads=workloads, services=services, policies=policies, replace_all=True)
+    return Update(
+        workloads=tuple(workloads.found),
+        services=tuple(services.found),
+        policies=tuple(policies.found),
+        replace_all=True,
+    )
 
 
-def _each(
-    top: Object, name: str, read: Callable[[Field], T], key_of: Callable[[T], Hashable]
-) -> Generator[None, None, tuple[T, ...]]:
-    """Read a list, and object to a second thing of the same key: one would silently win."""
-    seen: set[Hashable] = set()
-    found: list[T] = []
-    items = top.get(name)
-    for item in items.items() if items else ():
-        value = read(item)
-        key = key_of(value)
-        if key in seen:
+@dataclass(slots=True)
+class _List(Generic[T]):
+    """What has been read of one list; a second thing of the same key would silently win."""
+
+    name: str
+    problems: Problems
+    read: Callable[[Field], T]
+    key_of: Callable[[T], Hashable]
+    found: list[T] = field(default_factory=list)
+    seen: set[Hashable] = field(default_factory=set)
+
+    def take(self, element: yaml.Node) -> None:
+        """Read the next element."""
+        item = Field(element, f"{self.name}[{len(self.found)}]", self.problems)
+        value = self.read(item)
+        key = self.key_of(value)
+        if key in self.seen:
             item.wrong(f"{key} is defined twice; keep one")
-        seen.add(key)
-        found.append(value)
-        item.node.value = []  # let go of it now: of all at once would take its time
-        if len(found) % ITEMS_PER_STEP == 0:
-            yield
-    return tuple(found)
+        self.seen.add(key)
+        self.found.append(value)
 
 
 def static_workload_to_dict(workload: Workload) -> dict[str, Json]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ def shape(node: yaml.Node | None) -> Any:
     elif isinstance(node, yaml.MappingNode):
         content = [(shape(key), shape(value)) for key, value in node.value]
     return type(node).__name__, node.tag, node.start_mark.line, content
+
+
+def content(node: yaml.Node) -> Any:
+    """The content alone, as Python has it."""
+    if isinstance(node, yaml.SequenceNode):
+        return [content(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {content(key): content(value) for key, value in node.value}
+    return node.value
 
 
 def both(text: str) -> tuple[Any, Any]:
@@ -89,3 +99,67 @@ def test_what_is_wrong_is_said_with_its_line(text: str, expected: str) -> None:
 def test_a_large_document_rests_often() -> None:
     steps = compose("\n".join(["- 1"] * 10 * EVENTS_PER_STEP), source="x")
     assert len(list(steps)) == 10
+
+
+TAKEN = """
+a:
+- {b: [1, 2]}
+- &two 2
+- *two
+c: [[3], []]
+d: {e: [4]}
+? [5, 6]
+: [7]
+"""
+
+
+def test_elements_of_the_lists_of_the_root_can_be_taken_one_by_one() -> None:
+    taken: list[tuple[Any, Any]] = []
+
+    def take(key: yaml.Node, element: yaml.Node) -> None:
+        taken.append((content(key), content(element)))
+
+    root = finish(compose(TAKEN, source="x", take=take))
+    assert taken == [
+        ("a", {"b": ["1", "2"]}),
+        ("a", "2"),
+        ("a", "2"),
+        ("c", ["3"]),
+        ("c", []),
+        (["5", "6"], "7"),
+    ]
+    assert root is not None
+    assert [(content(key), content(value)) for key, value in root.value] == [
+        ("a", []),
+        ("c", []),
+        ("d", {"e": ["4"]}),
+        (["5", "6"], []),
+    ]
+
+
+@pytest.mark.parametrize("text", ["1", "- 1\n- [2]", "{a: {b: [1]}}", ""])
+def test_there_are_none_to_take_elsewhere(text: str) -> None:
+    def take(key: yaml.Node, element: yaml.Node) -> None:
+        raise AssertionError(key, element)
+
+    assert shape(finish(compose(text, source="x", take=take))) == shape(
+        yaml.compose(text, Loader=yaml.SafeLoader)
+    )
+
+
+def test_a_list_that_was_taken_apart_cannot_be_meant_again() -> None:
+    with pytest.raises(ResourceError, match="the alias 'l' means nothing complete"):
+        finish(compose("a: &l [1]\nb: *l", source="x", take=lambda *_: None))
+
+
+def test_of_what_is_taken_never_more_than_one_is_there() -> None:
+    most = 0
+    alive: weakref.WeakSet[yaml.Node] = weakref.WeakSet()
+
+    def take(_: yaml.Node, element: yaml.Node) -> None:
+        nonlocal most
+        alive.add(element)
+        most = max(most, len(alive))
+
+    finish(compose("a:\n" + "- {b: [1]}\n" * 100, source="x", take=take))
+    assert most <= 2, "the one that is taken, and the one before, which its maker still holds"
