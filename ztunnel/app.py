@@ -56,13 +56,14 @@ from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.telemetry.metrics import Metrics, outcome_of
 from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.wire.zds import PodInfo
-from ztunnel.workers.pool import WorkerPool
 from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
 from ztunnel.xds.local_watch import SETTLE_SECONDS, LocalConfigWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from ztunnel.workers.pool import WorkerPool
 
 
 log = get("app")
@@ -117,6 +118,8 @@ class Application:
         if self.config.mode is not ProxyMode.SHARED:
             log.warning("one process serves", reason="ZTUNNEL_WORKER_THREADS needs shared mode")
             return None
+        from ztunnel.workers.pool import WorkerPool  # noqa: PLC0415 - few have workers
+
         return WorkerPool(
             self.config,
             store=self.store,

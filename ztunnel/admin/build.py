@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import ssl
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +12,9 @@ if TYPE_CHECKING:
 
 def build_info(config: Config) -> dict[str, object]:
     """Show it as the configuration dump does."""
+    # With what it needs to read e-mail headers it takes a mebibyte, and few ask.
+    from importlib.metadata import version as package_version  # noqa: PLC0415
+
     return {
         "version": package_version("ztunnel"),
         "gitRevision": "unknown",

@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from html import escape
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
@@ -206,6 +205,8 @@ def _for_local_tools(handler: Handler, request: Request) -> Response:
 
 
 def _index(pages: Mapping[str, str], _: Request) -> Response:
+    from html import escape  # noqa: PLC0415 - brings the names of all characters that have one
+
     rows = "".join(
         f'<tr><td><a href="{path[1:]}">{path}</a></td><td>{escape(about)}</td></tr>\n'
         for path, about in sorted(pages.items())

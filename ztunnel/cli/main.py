@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -104,6 +103,8 @@ def version(words: Sequence[str]) -> int:
         return help_(words)
     if words:
         return refuse("version", words, USAGE)
+    from importlib.metadata import version as package_version  # noqa: PLC0415 - slow
+
     sys.stdout.write(f"ztunnel {package_version('ztunnel')}\n")
     return EXIT_OK
 

@@ -16,7 +16,6 @@ from ztunnel.decide.classify import (
     OUTBOUND_PORT,
     SOCKS5_PORT,
 )
-from ztunnel.dns.server import DnsServer, DnsSettings
 from ztunnel.errors import DrainError, LimitError, RevokedError, ZtunnelError
 from ztunnel.linux.sockopt import is_transparent, reset_on_close
 from ztunnel.proxy.certificates import (
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ztunnel.decide.authorize import Permit
+    from ztunnel.dns.server import DnsServer
     from ztunnel.model.network import Endpoint
     from ztunnel.transport.pool import PoolKey
     from ztunnel.transport.sockets import Socket, SocketFactory
@@ -151,6 +151,9 @@ class WorkloadProxy:
         return wanted
 
     def _make_dns(self) -> DnsServer:
+        # Two mebibytes that a proxy without DNS does not need.
+        from ztunnel.dns.server import DnsServer, DnsSettings  # noqa: PLC0415
+
         node = self._node
         return DnsServer(
             self.context,
