@@ -43,6 +43,7 @@ URGENT = select.EPOLLPRI
 # What makes a short read mean nothing: more may lie behind it, and no edge will tell. A read also
 # stops at a mark in the data (MSG_OOB), in front of it and behind it.
 HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | URGENT
+READABLE_OR_HUNG_UP = READABLE | HUNG_UP
 INTEREST = READABLE | WRITABLE | URGENT | select.EPOLLRDHUP | select.EPOLLET
 
 EVENTS_PER_TURN = 512  # what performance.md 3 was measured with
@@ -265,7 +266,11 @@ class Reactor:
                 if again and handler in again:
                     del again[handler]
                     events |= READABLE  # noqa: PLW2901 - one share of the turn, not two
-                self._call(handler, events)
+                try:
+                    handler.on_event(events)
+                except Exception as error:  # as `_call`, without a call for each event
+                    log.exception("connection handler failed", handler=type(handler).__name__)
+                    _give_up(handler, error)
             elif fd == self.trio_fd:
                 self.trio_has_input = True
 

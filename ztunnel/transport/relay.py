@@ -23,7 +23,8 @@ from ztunnel.transport.buffers import (
     areas,
     grown,
 )
-from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE, WRITABLE
+from ztunnel.transport.outbox import drop, keep, rest
+from ztunnel.transport.reactor import BROKEN, HUNG_UP, READABLE_OR_HUNG_UP, WRITABLE
 from ztunnel.transport.sockets import GONE
 from ztunnel.wire.hbone.connection import pack_data_header
 
@@ -41,7 +42,6 @@ FIRST_AREA = SEND[HEADER_BYTES : HEADER_BYTES + UNIT_FIRST]
 READS_PER_TURN = 4  # performance.md 11
 SMALL_BYTES = 4096  # up to here, frames of one turn share a record (performance.md 11.4)
 PIECES_PER_SEND = 64  # well under IOV_MAX
-JOIN_BYTES = 16 * 1024  # kept pieces shorter than this grow, by a copy of about a microsecond
 H2_NO_ERROR = 0
 H2_CANCEL = 8
 
@@ -106,12 +106,12 @@ class StreamRelay:
         """Move what can be moved."""
         if self._ended is None:
             return
-        if events & WRITABLE and self._pending is not None:
+        if self._pending is not None and events & WRITABLE:
             self._send_pending()
         if events & HUNG_UP:
             self._hung_up = True
             self._broken = self._broken or bool(events & BROKEN)
-        if events & (READABLE | HUNG_UP):
+        if events & READABLE_OR_HUNG_UP:
             self._readable = True
             self.pump()
 
@@ -123,28 +123,33 @@ class StreamRelay:
 
     def pump(self) -> None:
         """Read from the local socket and send, as far as windows, the tunnel and the turn allow."""
-        tunnel = self._tunnel
+        tunnel, stream = self._tunnel, self._stream
         core = tunnel.core
         budget = READS_PER_TURN
         while self._readable and not self._local_ended and self._ended is not None:
-            room = core.sendable(self._stream)
-            if room <= 0 and self._broken:
-                # A peer that does not read would keep us from ever seeing the abort.
-                self._local_failed(ConnectionResetError(errno.ECONNRESET, "reset"))
+            room = stream.send_window
+            if core.send_window < room:  # noqa: PLR1730 - each message pays
+                room = core.send_window
+            if room <= 0 or stream.local_ended or tunnel.blocked:
+                self._wait_for_room(room)
                 return
-            if tunnel.blocked or (room <= 0 and core.send_window <= 0):
-                tunnel.wait(self)
-                return
-            if room <= 0:
-                return  # `on_window` resumes
             if not budget:
                 self._reactor.again(self)
                 return
             budget -= 1
-            self._move(min(room, self._unit))
+            self._move(room if room < self._unit else self._unit)  # noqa: FURB136 - likewise
+
+    def _wait_for_room(self, room: int) -> None:
+        tunnel = self._tunnel
+        if room <= 0 and self._broken:
+            # A peer that does not read would keep us from ever seeing the abort.
+            self._local_failed(ConnectionResetError(errno.ECONNRESET, "reset"))
+        elif tunnel.blocked or tunnel.core.send_window <= 0:
+            tunnel.wait(self)  # else `on_window` resumes
 
     def _move(self, size: int) -> None:
-        frame_bytes = self._tunnel.core.peer_max_frame_size
+        tunnel = self._tunnel
+        frame_bytes = tunnel.core.peer_max_frame_size
         try:
             if size == UNIT_FIRST:
                 got = self.sock.recv_into(FIRST_AREA)
@@ -167,9 +172,8 @@ class StreamRelay:
         if got >= size or self._unit != UNIT_FIRST:
             self._unit = grown(self._unit, got)
         if got <= SMALL_BYTES:
-            payload = SEND[HEADER_BYTES : HEADER_BYTES + got]
-            self._tunnel.core.queue_data(self._stream, payload)
-            self._tunnel.flush_later()
+            tunnel.core.queue_data(self._stream, SEND[HEADER_BYTES : HEADER_BYTES + got])
+            tunnel.flush_later()
         else:
             self._send_framed(got, frame_bytes)
 
@@ -248,7 +252,10 @@ class StreamRelay:
         except OSError as error:
             self._deafened(error)
             return
-        self._credit(sent)
+        # As `_credit` does; nothing is uncounted where nothing is pending.
+        self.written_bytes += sent
+        if self._tunnel.core.consume(self._stream, sent):
+            self._tunnel.flush_later()
         if sent < event.size:
             self._pending = deque([rest(chunks, sent)])
             self._hold(event.size - sent)
@@ -326,9 +333,9 @@ class StreamRelay:
             self._uncounted -= own
             size -= own
         self.written_bytes += size
-        self._tunnel.core.consume(self._stream, size)
-        if self._tunnel.core.control:
-            self._tunnel.flush_later()
+        tunnel = self._tunnel
+        if tunnel.core.consume(self._stream, size):
+            tunnel.flush_later()
 
     def _shut_down(self) -> None:
         try:
@@ -361,38 +368,3 @@ class StreamRelay:
         self._stream.owner = None
         self._tunnel.released()
         ended(error)
-
-
-def rest(chunks: list[memoryview], sent: int) -> memoryview:
-    """Copy what lies behind the first `sent` bytes of `chunks`."""
-    left: list[memoryview] = []
-    for chunk in chunks:
-        if sent >= len(chunk):
-            sent -= len(chunk)
-        else:
-            left.append(chunk[sent:])
-            sent = 0
-    return memoryview(b"".join(left))
-
-
-def keep(pending: deque[memoryview], chunks: list[memoryview]) -> None:
-    """Copy `chunks` to the end.
-
-    Joined, also with what came before: a peer that sends single bytes must not cost us an object
-    for each, in memory that no window bounds.
-    """
-    if pending and len(pending[-1]) < JOIN_BYTES:
-        pending[-1] = memoryview(b"".join((pending[-1], *chunks)))
-    else:
-        pending.append(memoryview(b"".join(chunks)))
-
-
-def drop(pending: deque[memoryview], sent: int) -> None:
-    """Remove the first `sent` bytes."""
-    while sent:
-        first = pending[0]
-        if sent < len(first):
-            pending[0] = first[sent:]
-            return
-        sent -= len(first)
-        pending.popleft()

@@ -46,7 +46,6 @@ class Tunnel:
     """An established HBONE connection, either end."""
 
     __slots__ = (
-        "_closed",
         "_dirty",
         "_drain_told",
         "_draining",
@@ -60,6 +59,7 @@ class Tunnel:
         "_records",
         "_unit",
         "_waiting",
+        "closed",
         "closed_because",
         "core",
         "facts",
@@ -79,6 +79,7 @@ class Tunnel:
         self.sock = sock
         self.core = core
         self.facts = facts
+        self.closed = False
         self.closed_because: ZtunnelError | None = None
         self.opened = 0  # streams, in all its life
         self._reactor = reactor
@@ -89,7 +90,7 @@ class Tunnel:
         self._outbox = Outbox(sock)
         self._waiting: dict[Resumable, None] = {}  # in order of arrival
         self._unit = UNIT_FIRST
-        self._hung_up = self._dirty = self._closed = self._draining = self._drain_told = False
+        self._hung_up = self._dirty = self._draining = self._drain_told = False
         self._heartbeat = Heartbeat()
 
     def start(self, leftover: bytes) -> None:
@@ -102,11 +103,6 @@ class Tunnel:
             self._digest(len(leftover))
 
     @property
-    def closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self._closed
-
-    @property
     def blocked(self) -> bool:
         """Whether the socket takes no more for now."""
         return self._outbox.blocked
@@ -114,7 +110,7 @@ class Tunnel:
     @property
     def accepts_streams(self) -> bool:
         """Whether a new stream may be opened."""
-        return not (self._closed or self._draining or self.core.draining or self._records.retire)
+        return not (self.closed or self._draining or self.core.draining or self._records.retire)
 
     def open(self, headers: Headers, owner: StreamOwner) -> Stream:
         """Open a stream with a request; the answer comes to `owner`.
@@ -172,7 +168,7 @@ class Tunnel:
 
     def drain(self) -> None:
         """Take no new streams, tell the peer in two steps, close when the last stream ends."""
-        if self._draining or self._closed:
+        if self._draining or self.closed:
             return
         self._draining = True
         self.core.begin_drain()
@@ -185,19 +181,19 @@ class Tunnel:
 
     def on_event(self, events: int) -> None:
         """Move what can be moved."""
-        if self._closed:
+        if self.closed:
             return
         if events & WRITABLE and self._outbox.blocked:
             self._send_pending()
         if events & HUNG_UP:
             self._hung_up = True
-        if events & (READABLE | HUNG_UP) and not self._closed:
+        if events & (READABLE | HUNG_UP) and not self.closed:
             self._read()
 
     def flush(self) -> None:
         """Send control and small frames in one record."""
         self._dirty = False
-        if self._outbox.blocked or self._closed:
+        if self._outbox.blocked or self.closed:
             return
         if sealed := self._seal_control():
             self._transmit(b"", sealed)
@@ -208,13 +204,13 @@ class Tunnel:
 
     def close(self, error: ZtunnelError | None = None) -> None:
         """End the connection now; every live stream is lost."""
-        if self._closed:
+        if self.closed:
             return
         if error is None or isinstance(error, DrainError):
             # Peers learn that this was on purpose; the reference just vanishes (17.11).
             self.core.goaway()
         self.flush()
-        self._closed = True
+        self.closed = True
         self.closed_because = error
         if not self._outbox.blocked:
             self._say_goodbye(error)
@@ -248,7 +244,7 @@ class Tunnel:
             self._heartbeat.heard = True
             self._unit = grown(unit, size)
             self._digest(held + size)
-            if self._closed or (size < unit and not self._hung_up):
+            if self.closed or (size < unit and not self._hung_up):
                 return  # a short read means drained, unless an end is queued behind the data
         self._reactor.again(self)
 
@@ -263,11 +259,11 @@ class Tunnel:
         self._held = bytes(RECEIVE[consumed:size]) if consumed < size else b""
         if produced:
             self._take(produced)
-        if self._closed:
+        if self.closed:
             return
         if not self._outbox.blocked:
             self._send_reply()
-        if records.closed and not self._closed:
+        if records.closed and not self.closed:
             self.close(self._end_reason())
 
     def _take(self, size: int) -> None:
@@ -280,8 +276,12 @@ class Tunnel:
         if core.control:
             self.flush_later()
         for event in events:
-            self._DISPATCH[type(event)](self, event)
-            if self._closed:
+            if type(event) is happened.DataReceived:  # by far the most
+                if (reader := event.stream.owner) is not None:
+                    reader.on_data(event)
+            else:
+                self._DISPATCH[type(event)](self, event)
+            if self.closed:
                 return
         if broken is None and self._outbox.is_unread(len(core.control)):
             broken = TunnelError("the peer asks and reads no answers")
@@ -365,13 +365,13 @@ class Tunnel:
 
     def _finish_drain(self) -> None:
         """Say which stream was the last, once: when the peer has answered, or in any case soon."""
-        if self._draining and not self._closed and not self._drain_told:
+        if self._draining and not self.closed and not self._drain_told:
             self._drain_told = True
             self.core.finish_drain()
             self.flush_later()
 
     def _ping_tick(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         pulse = self._heartbeat.tick()
         if pulse is Pulse.GONE:

@@ -25,8 +25,9 @@ from tests.support.tunnels import (
 )
 from ztunnel.errors import DeniedError, PeerError
 from ztunnel.transport import relay as module
+from ztunnel.transport.outbox import drop, rest
 from ztunnel.transport.reactor import READABLE, Reactor
-from ztunnel.transport.relay import StreamRelay, drop, rest
+from ztunnel.transport.relay import StreamRelay
 from ztunnel.wire.hbone.events import DataReceived
 from ztunnel.wire.hbone.settings import HboneSettings
 

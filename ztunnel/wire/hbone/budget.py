@@ -25,7 +25,9 @@ class Budget:
 
     def refill(self) -> None:
         """Add what one read earns."""
-        self.left = min(self.left + self.per_read, self.most)
+        self.left += self.per_read
+        if self.left > self.most:  # noqa: PLR1730 - every read pays
+            self.left = self.most
 
     def spend(self, what: str, *, cost: int = 1) -> None:
         """Pay for one worthless frame.

@@ -31,6 +31,8 @@ from ztunnel.wire.hbone.frames import (
     DATA_HEADER,
     END_STREAM,
     FRAME_HEADER_SIZE,
+    KIND_BITS,
+    KIND_MASK,
     MAX_STREAM_ID,
     PADDED,
     PREFACE,
@@ -164,13 +166,13 @@ class HboneConnection(Messages):
         last: DataReceived | None = None
         total = 0
         while end - position > FRAME_HEADER_SIZE:
-            high, low, kind, flags, stream_id = unpack(data, position)
-            size: int = high << 8 | low
+            size_and_kind, flags, stream_id = unpack(data, position)
+            size: int = size_and_kind >> KIND_BITS
             start = position + FRAME_HEADER_SIZE
             stop = start + size
             stream = streams.get(stream_id)
             if (
-                kind
+                size_and_kind & KIND_MASK
                 or flags
                 or stop > end
                 or stream is None
@@ -222,8 +224,9 @@ class HboneConnection(Messages):
 
     def _begin_frame(self, data: memoryview, position: int, end: int, events: list[Event]) -> int:
         """Read the frame at `position`; return where the walk goes on."""
-        high, low, kind, flags, stream_id = DATA_HEADER.unpack_from(data, position)
-        length: int = high << 8 | low
+        size_and_kind, flags, stream_id = DATA_HEADER.unpack_from(data, position)
+        length: int = size_and_kind >> KIND_BITS
+        kind: int = size_and_kind & KIND_MASK
         stream_id &= MAX_STREAM_ID
         if length > self.settings.max_frame_size:
             raise TunnelError(f"a frame of {length} bytes", code=ErrorCodes.FRAME_SIZE_ERROR)

@@ -41,8 +41,10 @@ class FrameKind(IntEnum):
     CONTINUATION = 0x9
 
 
-# Length (upper 16 and lower 8 bits), kind, flags, stream id: `struct` has no 24-bit integer.
-DATA_HEADER: Final = struct.Struct(">HBBBI")
+# Length and kind in one, flags, stream id: `struct` has no 24-bit integer.
+DATA_HEADER: Final = struct.Struct(">IBI")
+KIND_BITS: Final = 8
+KIND_MASK: Final = 0xFF
 UINT32: Final = struct.Struct(">I")
 TWO_UINT32: Final = struct.Struct(">II")
 SETTING: Final = struct.Struct(">HI")
@@ -52,13 +54,12 @@ def pack_data_header(
     buffer: bytearray | memoryview, offset: int, stream_id: int, size: int
 ) -> None:
     """Write the 9-byte header of a DATA frame of `size` payload bytes at `offset`."""
-    DATA_HEADER.pack_into(buffer, offset, size >> 8, size & 0xFF, 0, 0, stream_id)
+    DATA_HEADER.pack_into(buffer, offset, size << KIND_BITS, 0, stream_id)
 
 
 def pack_frame(kind: FrameKind, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """Print one frame."""
-    size = len(payload)
-    return DATA_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+    return DATA_HEADER.pack(len(payload) << KIND_BITS | kind, flags, stream_id) + payload
 
 
 def pack_window_update(stream_id: int, increment: int) -> bytes:

@@ -23,6 +23,7 @@ from ztunnel.wire.hbone.frames import (
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
+    KIND_BITS,
     MAX_STREAM_ID,
     MIN_MAX_FRAME_SIZE,
     PREFACE,
@@ -56,6 +57,7 @@ class Outgoing:
 
     __slots__ = (
         "_codec",
+        "_credit_due",
         "_final_id",
         "_last_peer_id",
         "_next_id",
@@ -94,6 +96,7 @@ class Outgoing:
         self._peer_stream_window = DEFAULT_WINDOW
         # Until the peer has acknowledged our SETTINGS it may rely on the protocol's default.
         self._stream_window = max(settings.stream_window, DEFAULT_WINDOW)
+        self._credit_due = -(-settings.stream_window // CREDIT_SHARE)
         self._next_id = 1
         self._last_peer_id = 0
         self._final_id = MAX_STREAM_ID  # our last GOAWAY: streams above it are refused
@@ -170,16 +173,21 @@ class Outgoing:
     def queue_data(self, stream: Stream, payload: memoryview | bytes) -> None:
         """Queue a small payload, at most `sendable` bytes, with the other frames."""
         size = len(payload)
-        assert 0 < size <= self.sendable(stream)
-        self.charge(stream, size)
+        stream.send_window -= size
+        self.send_window -= size
+        assert size
+        assert self.send_window >= 0
+        assert stream.send_window >= 0
+        assert not stream.local_ended
+        self._nuisance.left += CREDITS_PER_DATA
         control, limit, pack = self.control, self.peer_max_frame_size, DATA_HEADER.pack
         if size <= limit:
-            control += pack(size >> 8, size & 0xFF, 0, 0, stream.id)
+            control += pack(size << KIND_BITS, 0, stream.id)
             control += payload
             return
         for start in range(0, size, limit):
             part = payload[start : start + limit]
-            control += pack(len(part) >> 8, len(part) & 0xFF, 0, 0, stream.id)
+            control += pack(len(part) << KIND_BITS, 0, stream.id)
             control += part
 
     def finish(self, stream: Stream) -> None:
@@ -196,14 +204,18 @@ class Outgoing:
             self._drop(stream)
             self._remember_reset(stream.id)
 
-    def consume(self, stream: Stream, size: int) -> None:
-        """Say that the reader took `size` bytes, so that the peer may send as many again."""
+    def consume(self, stream: Stream, size: int) -> bool:
+        """Say that the reader took `size` bytes, so that the peer may send as many again.
+
+        Returns whether that made something to send.
+        """
         stream.owed += size
-        if stream.owed * CREDIT_SHARE < self.settings.stream_window or not stream.readable:
-            return
+        if stream.owed < self._credit_due or not stream.readable:
+            return False
         self.control += pack_window_update(stream.id, stream.owed)
         stream.receive_window += stream.owed
         stream.owed = 0
+        return True
 
     def ping(self, payload: bytes) -> None:
         """Ask for a sign of life; `PingAcknowledged` brings the same eight bytes back."""
