@@ -20,7 +20,7 @@ import trio
 LINES_MAX = 10_000  # as in the reference
 PIECE_BYTES = 4096  # PIPE_BUF of Linux, pipe(7)
 TURN_PIECES = 16  # pieces written before other tasks get their turn
-GATHER_SECONDS = 0.005  # collect lines this long, so that a busy node wakes us 200 times a second
+GATHER_SECONDS = 0.05  # collect lines this long, so that a busy node wakes us 20 times a second
 POLL_SECONDS = 0.05  # how often we look at a descriptor that epoll does not take
 FAREWELL_SECONDS = 1.0  # how long a reader may hold up our end
 
