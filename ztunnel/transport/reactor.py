@@ -17,7 +17,6 @@ in order by itself and adding or dropping a deadline is O(1).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import select
@@ -33,6 +32,8 @@ from ztunnel.transport.trio_loop import TrioLoop
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+
+    from ztunnel.transport.trio_loop import Events
 
 log = get("transport")
 
@@ -195,14 +196,13 @@ class Reactor:
     async def _dispatch_as_host(self, loop: TrioLoop) -> None:
         host = _Host(self, self._epoll, loop)
         place = _host.set(host)
-        trio.lowlevel.add_instrument(host)
+        loop.wait_by(host.wait)
         try:
             await host.failed.wait()
             raise host.error
         finally:
             _host.reset(place)
-            with contextlib.suppress(KeyError):  # trio removes one that raises
-                trio.lowlevel.remove_instrument(host)
+            loop.wait_by_itself()
 
     async def _dispatch_as_task(self) -> None:
         fd = self._epoll.fileno()
@@ -313,12 +313,12 @@ def _give_up(broken: Handler | Flushable, error: Exception) -> None:
         log.exception("connection could not be given up", handler=type(broken).__name__)
 
 
-class _Host(trio.abc.Instrument):
+class _Host:
     """Waits in trio's place: for our sockets and for whatever trio waits for.
 
     As an ordinary task the reactor costs a walk through trio's scheduler and three system calls
     more for each wake-up: that was 40 % of the CPU of a lone request and its answer. trio calls
-    `before_io_wait` when all its tasks have run and it is about to wait for at most `timeout`.
+    `wait` when all its tasks have run, and is given what its own epoll set has, if anything.
     """
 
     def __init__(self, reactor: Reactor, epoll: select.epoll, loop: TrioLoop) -> None:
@@ -330,20 +330,21 @@ class _Host(trio.abc.Instrument):
         reactor.trio_fd = loop.fd
         epoll.register(loop.fd, READABLE)
 
-    def before_io_wait(self, timeout: float) -> None:
-        """Serve our sockets until trio has something to do."""
+    def wait(self, timeout: float) -> Events:
+        """Serve our sockets until trio has something to do, for at most `timeout` seconds."""
         try:
-            self._serve(timeout)
-        except Exception as error:  # noqa: BLE001 - else trio only logs it and never calls us again
+            return self._serve(timeout)
+        except Exception as error:  # noqa: BLE001 - else it would end trio, and every task with it
             self.error = error
+            self._loop.wait_by_itself()
             self.failed.set()
-            self._loop.wake()
+            return self._loop.events(0)
 
-    def _serve(self, timeout: float) -> None:
+    def _serve(self, timeout: float) -> Events:
         reactor, loop, poll = self._reactor, self._loop, self._poll
         now = time.monotonic()
         left, until = timeout, now + timeout
-        served = reactor.trio_has_input = False
+        served = False
         while True:
             if now - reactor.answered_at > reactor.longest_stall:  # noqa: PLR1730 - each turn pays
                 reactor.longest_stall = now - reactor.answered_at
@@ -353,16 +354,15 @@ class _Host(trio.abc.Instrument):
                 served = True
                 reactor.turn(events)
             if reactor.trio_has_input:
-                return  # its own wait returns at once
+                reactor.trio_has_input = False
+                return loop.events(0)
+            if loop.has_work:
+                break
             now = time.monotonic()
             left = until - now
-            if left <= 0 or loop.has_work:
+            if left <= 0:
                 break
-        if served or (timeout > 0 and not loop.watches_idleness):
-            # The time it would wait is out of date, and it is not as idle as it may look.
-            loop.wake()
-        elif timeout > 0:
-            reactor.answered_at = math.inf  # trio waits itself, once
+        return loop.nothing_new if served and loop.watches_idleness else []
 
 
 # Only one can wait in trio's place; any further one of the same run is a task of it.

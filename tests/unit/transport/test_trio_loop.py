@@ -38,7 +38,6 @@ async def test_it_has_work_from_when_a_task_becomes_runnable_until_it_has_run() 
 
 async def test_its_epoll_set_tells_of_what_a_task_waits_for() -> None:
     loop = the_loop()
-    await trio.lowlevel.checkpoint()  # takes the wake-up of having been looked at
     ours, theirs = socket.socketpair()
     with ours, theirs:
         async with trio.open_nursery() as nursery:
@@ -49,9 +48,35 @@ async def test_its_epoll_set_tells_of_what_a_task_waits_for() -> None:
             assert has_input(loop)
 
 
-async def test_a_wake_up_ends_the_next_wait() -> None:
-    loop = the_loop()
-    loop.wake()
-    assert has_input(loop)
-    await trio.lowlevel.checkpoint()
-    assert not has_input(loop)
+async def test_whoever_waits_in_its_place_is_asked_until_it_gives_the_place_back() -> None:
+    loop, asked = the_loop(), []
+
+    def wait(seconds: float) -> list[tuple[int, int]]:
+        asked.append(seconds)
+        return loop.events(seconds)
+
+    loop.wait_by(wait)
+    await trio.sleep(0.001)
+    assert asked
+    ours, theirs = socket.socketpair()
+    with ours, theirs:  # all else goes on as before
+        theirs.send(b"x")
+        await trio.lowlevel.wait_readable(ours)
+    loop.wait_by_itself()
+    before = len(asked)
+    await trio.sleep(0.001)
+    assert len(asked) == before
+
+
+async def test_nothing_new_keeps_it_from_idling_and_does_nothing_else() -> None:
+    loop, left = the_loop(), 3
+
+    def wait(seconds: float) -> list[tuple[int, int]]:
+        nonlocal left
+        left -= 1
+        return loop.nothing_new if left > 0 else loop.events(seconds)
+
+    loop.wait_by(wait)
+    await trio.testing.wait_all_tasks_blocked()
+    loop.wait_by_itself()
+    assert left <= 0
