@@ -15,7 +15,7 @@ from ztunnel.errors import TlsError
 from ztunnel.model.identity import Identity
 from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
 from ztunnel.tls.crl import Revocations
-from ztunnel.tls.groups import POST_QUANTUM, restrict_groups
+from ztunnel.tls.groups import POST_QUANTUM, prefer_usual_groups, restrict_groups
 from ztunnel.tls.keylog import KeyLog
 from ztunnel.tls.resumption import Sessions
 from ztunnel.tls.sealer import SealBuffer
@@ -76,6 +76,8 @@ class TlsContexts:
         """
         if config.post_quantum_only:
             restrict_groups(POST_QUANTUM, why="COMPLIANCE_POLICY=pqc")
+        else:
+            prefer_usual_groups()
         return cls(
             tls12_enabled=config.tls12_enabled,
             own_records=config.own_records,

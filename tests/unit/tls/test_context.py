@@ -24,9 +24,10 @@ def test_a_context_is_made_once_per_certificate_and_role() -> None:
 def test_the_demand_for_post_quantum_groups_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     demanded: list[str] = []
     monkeypatch.setattr(module, "restrict_groups", lambda group, why: demanded.append(group + why))
+    monkeypatch.setattr(module, "prefer_usual_groups", lambda: demanded.append("usual"))
     for wanted in (False, True):
         TlsContexts.of(Config(post_quantum_only=wanted), None)
-    assert demanded == ["X25519MLKEM768COMPLIANCE_POLICY=pqc"]
+    assert demanded == ["usual", "X25519MLKEM768COMPLIANCE_POLICY=pqc"]
 
 
 def test_a_renewed_certificate_takes_the_place_of_the_old_one() -> None:
