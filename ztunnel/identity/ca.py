@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ztunnel.errors import CallError, IdentityError
-from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
+from ztunnel.tls.certificate import WorkloadCertificate, has_signed, parse_bundle
 from ztunnel.tls.csr import SigningRequest, make_signing_request
 from ztunnel.wire.ca import (
     CREATE_CERTIFICATE_PATH,
@@ -146,12 +146,3 @@ def _leads_to_a_root(chain: Sequence[x509.Certificate], roots_pem: bytes) -> boo
     return all(has_signed(above, below) for below, above in pairwise(chain)) and any(
         chain[-1] == root or has_signed(root, chain[-1]) for root in roots
     )
-
-
-def has_signed(above: x509.Certificate, below: x509.Certificate) -> bool:
-    """Say whether one certificate was issued by another: name and signature, no dates."""
-    try:
-        below.verify_directly_issued_by(above)
-    except (*_UNREADABLE, TypeError, InvalidSignature):
-        return False
-    return True

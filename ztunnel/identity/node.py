@@ -11,7 +11,6 @@ import structlog
 import trio
 from cryptography import x509
 
-from ztunnel.identity.ca import has_signed
 from ztunnel.identity.crl_watch import SETTLE_SECONDS, CrlWatch
 from ztunnel.identity.dev_ca import wall_clock
 from ztunnel.identity.manager import CertificateIssuer, CertificateManager
@@ -21,7 +20,7 @@ from ztunnel.model.identity import Identity
 from ztunnel.model.settings import ProxyMode
 from ztunnel.telemetry.exposition import Family, Kind
 from ztunnel.telemetry.metrics import outcome_of
-from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
+from ztunnel.tls.certificate import WorkloadCertificate, has_signed, parse_bundle
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import Revocations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ztunnel.model.identity import Identity, TrustDomain
@@ -52,6 +53,15 @@ def parse_bundle(bundle_pem: bytes) -> tuple[list[bytes], int]:
         except ValueError:
             skipped += 1
     return roots, skipped
+
+
+def has_signed(above: x509.Certificate, below: x509.Certificate) -> bool:
+    """Say whether one certificate was issued by another: name and signature, no dates."""
+    try:
+        below.verify_directly_issued_by(above)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, InvalidSignature):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from ztunnel.errors import TlsError
 from ztunnel.model.identity import Identity
-from ztunnel.tls.certificate import WorkloadCertificate, parse_bundle
+from ztunnel.tls.certificate import (
+    PEM_CERTIFICATE,
+    WorkloadCertificate,
+    has_signed,
+    parse_bundle,
+)
 from ztunnel.tls.crl import Revocations
 from ztunnel.tls.groups import POST_QUANTUM, prefer_usual_groups, restrict_groups
 from ztunnel.tls.keylog import KeyLog
@@ -170,9 +179,25 @@ def _load(context: ssl.SSLContext, certificate: WorkloadCertificate) -> None:
     try:
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.write(certificate.key_pem + b"\n" + certificate.chain_pem)
+            file.write(issuer_of_a_lone_leaf(certificate.chain_pem, roots))
         context.load_cert_chain(f"/proc/self/fd/{fd}")
         context.load_verify_locations(cadata=b"".join(roots))
     except (ssl.SSLError, OSError, ValueError) as exc:
         raise TlsError(f"tls error: certificate and key cannot be used: {exc}") from exc
     finally:
         os.close(fd)
+
+
+def issuer_of_a_lone_leaf(chain_pem: bytes, roots: Sequence[bytes]) -> bytes:
+    """Give the root (PEM) that has signed a leaf without intermediates; empty if there are some.
+
+    OpenSSL would find and send it, too, but look for it anew in each handshake of ours, and verify
+    our own leaf to do so: 75 of 610 us.
+    """
+    if len(PEM_CERTIFICATE.findall(chain_pem)) != 1:
+        return b""
+    leaf = x509.load_pem_x509_certificate(chain_pem)
+    for root in map(x509.load_der_x509_certificate, roots):
+        if has_signed(root, leaf):
+            return b"\n" + root.public_bytes(Encoding.PEM)
+    return b""

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.support.certs import AUTHORITY, a_certificate, a_name, an_authority, an_established_pair
 from ztunnel.config import Config
 from ztunnel.errors import TlsError
 from ztunnel.tls import context as module
-from ztunnel.tls.context import TlsContexts
+from ztunnel.tls.context import TlsContexts, issuer_of_a_lone_leaf
 
 
 def test_a_context_is_made_once_per_certificate_and_role() -> None:
@@ -121,3 +122,13 @@ def test_keys_never_touch_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     TlsContexts().server(a_certificate())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lone_leaf_gets_the_root_that_signed_it_and_a_longer_chain_none() -> None:
+    """OpenSSL sends it anyway, but if it must look for it, it verifies our leaf each time."""
+    namesake = an_authority()  # of the same name, with another key
+    roots = [one.root.public_bytes(Encoding.DER) for one in (namesake, AUTHORITY)]
+    leaf, longer = a_certificate(), a_certificate(authority=AUTHORITY.subordinate())
+    assert issuer_of_a_lone_leaf(leaf.chain_pem, roots).strip() == AUTHORITY.roots_pem.strip()
+    assert issuer_of_a_lone_leaf(leaf.chain_pem, roots[:1]) == b""
+    assert issuer_of_a_lone_leaf(longer.chain_pem, roots) == b""
