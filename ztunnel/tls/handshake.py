@@ -1,9 +1,10 @@
 """The TLS handshake: driven by the `ssl` module, then taken over (performance.md 14).
 
-How it works: bytes are cut into records here and go into the ssl object one record at a time, with
-`do_handshake` after each, so that when it is done nothing that belongs to the application can be
-inside. The sequence numbers are then known: 0, except for a server that sent tickets, which are
-records under the application keys already.
+How it works: bytes are cut into records here, and all that are whole go to the ssl object at once.
+It reads one record at a time and none more than it needs, so when it is done, what it has not read
+is the application's and comes back; that this begins with a record is checked. The sequence numbers
+are then known: 0, except for a server that sent tickets, which are records under the application
+keys already.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from ztunnel.tls.verify import PeerCertificate
 RECEIVED_BYTES_MAX = 128 * 1024  # certificates of a chain, with room; a peer must not fill memory
 RECORD_BYTES_MAX = 16384 + 2048  # RFC 5246 s6.2.3; TLS 1.3 allows less, which OpenSSL checks
 RECORD_TYPES = range(20, 24)
-CHANGE_CIPHER_SPEC = 20
 TLS13 = "TLSv1.3"
 # Suites of TLS 1.3 and 1.2 that we accept, by number: a client must offer one (RFC 8446 B.4, 5289)
 AES_GCM_SUITES = frozenset({0x1301, 0x1302, 0xC02B, 0xC02C, 0xC02F, 0xC030})
@@ -155,16 +155,33 @@ class Handshake:
         if not self._started:
             self._started = True
             self._step()
-        raw, at = self._raw + data, 0
-        while not self.done and (end := _record_end(raw, at)):
-            kind = raw[at]
-            if self._hello is not None and kind == HANDSHAKE:
+        raw = self._raw + data if self._raw else data
+        ends = self._whole_records(raw)
+        if not ends:
+            self._raw = raw
+            return
+        self._incoming.write(raw[: ends[-1]])
+        self._step()
+        unread = self._incoming.pending if self.done else 0
+        if unread and ends[-1] - unread not in ends:
+            raise TlsError("handshake ended within a record", code=Alert.INTERNAL_ERROR)
+        self._incoming.read(unread)
+        self._raw = raw[ends[-1] - unread :]
+
+    def _whole_records(self, raw: bytes) -> list[int]:
+        """Give where each whole record ends; see what a client offers on the way.
+
+        Raises:
+            TlsError: these are no records, or the client offers nothing we speak.
+        """
+        ends: list[int] = []
+        at = 0
+        while end := _record_end(raw, at):
+            if self._hello is not None and raw[at] == HANDSHAKE:
                 self._inspect(raw[at + HEADER_BYTES : end])
-            self._incoming.write(raw[at:end])
+            ends.append(end)
             at = end
-            if kind != CHANGE_CIPHER_SPEC:  # which alone never moves a handshake
-                self._step()
-        self._raw = raw[at:]
+        return ends
 
     def _step(self) -> None:
         """Let the ssl object digest what it has; collect its output and secrets."""
