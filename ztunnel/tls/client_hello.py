@@ -14,8 +14,8 @@ from ztunnel.errors import TlsError
 from ztunnel.tls.alerts import Alert
 
 CLIENT_HELLO = 1
-GROUPS_EXTENSION = 10
-ALPN_EXTENSION = 16
+GROUPS_EXTENSION = b"\0\x0a"
+ALPN_EXTENSION = b"\0\x10"
 MESSAGE_HEADER_BYTES = 4
 FIXED_BYTES = 2 + 32  # legacy version, random
 
@@ -32,33 +32,6 @@ class ClientOffer:
     groups: tuple[int, ...] = ()
 
 
-class _Reader:
-    """A cursor over bytes; reading past the end is a TlsError."""
-
-    __slots__ = ("_at", "_bytes")
-
-    def __init__(self, data: bytes) -> None:
-        self._bytes = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._bytes)
-
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._bytes):
-            raise TlsError("malformed ClientHello", code=Alert.DECODE_ERROR)
-        taken = self._bytes[self._at : end]
-        self._at = end
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def vector(self, length_size: int) -> bytes:
-        return self.take(self.number(length_size))
-
-
 def whole_message(handshake: bytes | bytearray) -> bool:
     """Say whether the first handshake message is there to its end."""
     if len(handshake) < MESSAGE_HEADER_BYTES:
@@ -72,24 +45,34 @@ def parse_client_hello(handshake: bytes) -> ClientOffer:
     Raises:
         TlsError: it is not one, or its lengths do not fit; `code` says which alert to send.
     """
-    message = _Reader(handshake)
-    if message.number(1) != CLIENT_HELLO:
+    if handshake[:1] not in (b"", bytes((CLIENT_HELLO,))):
         raise TlsError("expected a ClientHello", code=Alert.UNEXPECTED_MESSAGE)
-    body = _Reader(message.vector(3))
-    body.take(FIXED_BYTES)
-    body.vector(1)  # legacy session id
-    suites = _numbers(body.vector(2))
-    body.vector(1)  # legacy compression methods
+    at, end = _vector(handshake, 1, 3, len(handshake))
+    _, at = _vector(handshake, at + FIXED_BYTES, 1, end)  # legacy session id
+    begin, at = _vector(handshake, at, 2, end)
+    suites = _numbers(handshake[begin:at])
+    _, at = _vector(handshake, at, 1, end)  # legacy compression methods
     protocols = None
     groups: tuple[int, ...] = ()
-    extensions = _Reader(body.vector(2)) if body else body
-    while extensions:
-        kind, content = extensions.number(2), extensions.vector(2)
+    at, stop = _vector(handshake, at, 2, end) if at < end else (end, end)
+    while at < stop:
+        kind = handshake[at : at + 2]
+        begin, at = _vector(handshake, at + 2, 2, stop)
         if kind == ALPN_EXTENSION:
-            protocols = _protocols(content)
+            protocols = _protocols(handshake[begin:at])
         elif kind == GROUPS_EXTENSION:
-            groups = _numbers(_Reader(content).vector(2))
+            first, last = _vector(handshake, begin, 2, at)
+            groups = _numbers(handshake[first:last])
     return ClientOffer(suites, protocols, groups)
+
+
+def _vector(data: bytes, at: int, width: int, end: int) -> tuple[int, int]:
+    """Give where the content of a vector begins and ends, whose length has `width` bytes."""
+    begin = at + width
+    stop = begin + int.from_bytes(data[at:begin], "big")
+    if begin > end or stop > end:
+        raise TlsError("malformed ClientHello", code=Alert.DECODE_ERROR)
+    return begin, stop
 
 
 def _numbers(content: bytes) -> tuple[int, ...]:
@@ -101,8 +84,9 @@ def _numbers(content: bytes) -> tuple[int, ...]:
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
     """Read the ProtocolNameList of RFC 7301 s3.1."""
-    names = _Reader(_Reader(content).vector(2))
+    at, end = _vector(content, 0, 2, len(content))
     found = []
-    while names:
-        found.append(names.vector(1))
+    while at < end:
+        begin, at = _vector(content, at, 1, end)
+        found.append(content[begin:at])
     return tuple(found)
