@@ -30,6 +30,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/preflight.py": "tests/netns/test_startup.py",
     "ztunnel/proxy/captured.py": "tests/unit/proxy/test_plaintext.py",
     "ztunnel/proxy/double.py": "tests/flow/test_double.py",
+    "ztunnel/proxy/greeting.py": "tests/unit/proxy/test_inbound.py",
     "ztunnel/proxy/judgement.py": "tests/flow/test_policy.py",
     "ztunnel/proxy/socks.py": "tests/flow/test_socks.py",
     "ztunnel/proxy/supervision.py": "tests/flow/test_waiting.py",

@@ -43,6 +43,9 @@ class CertificateSource(Protocol):
     def standing(self, certificate: WorkloadCertificate, peer_not_after: float) -> Standing:
         """Judge a tunnel made with `certificate`, to a peer whose own runs out at a Unix time."""
 
+    def cached(self, identity: Identity) -> WorkloadCertificate | None:
+        """Give the certificate if it is here and valid; never waits."""
+
     async def certificate_for(self, identity: Identity) -> WorkloadCertificate:
         """Give a valid certificate, fetching it if need be.
 

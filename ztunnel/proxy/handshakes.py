@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, TypeAlias
-
-import trio
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from ztunnel.model.network import IpAddress
@@ -22,14 +20,21 @@ HOST_BITS = 64  # an IPv6 host may choose these as it likes (RFC 4291 s2.5.1)
 Caller: TypeAlias = "IpAddress | int"
 
 
+class UnderWay(Protocol):
+    """A handshake that holds a place."""
+
+    def give_way(self) -> None:
+        """End, as the place is needed for somebody else."""
+
+
 class Handshakes:
-    """The places, each with the scope its handshake runs in."""
+    """The places, each with the handshake that holds it."""
 
     __slots__ = ("_callers", "_under_way", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._under_way: dict[trio.CancelScope, Caller] = {}  # the oldest first
+        self._under_way: dict[UnderWay, Caller] = {}  # the oldest first
         self._callers: Counter[Caller] = Counter()
 
     @property
@@ -37,22 +42,18 @@ class Handshakes:
         """How many are under way."""
         return len(self._under_way)
 
-    def begin(self, ip: IpAddress, *, seconds: float) -> trio.CancelScope | None:
-        """Give the scope to shake hands in, for at most `seconds`; None if there is no place.
-
-        It is cancelled early if the place is needed for somebody else. Call `end` in any case.
-        """
+    def begin(self, ip: IpAddress, handshake: UnderWay) -> bool:
+        """Take a place, if there is one; call `end` when it is no longer needed."""
         caller = int(ip) >> HOST_BITS if isinstance(ip, IPv6Address) else ip
         if len(self._under_way) >= self.most and not self._make_room(caller):
-            return None
-        scope = trio.CancelScope(deadline=trio.current_time() + seconds)
-        self._under_way[scope] = caller
+            return False
+        self._under_way[handshake] = caller
         self._callers[caller] += 1
-        return scope
+        return True
 
-    def end(self, scope: trio.CancelScope) -> None:
+    def end(self, handshake: UnderWay) -> None:
         """Free the place; one that was given away is fine."""
-        caller = self._under_way.pop(scope, None)
+        caller = self._under_way.pop(handshake, None)
         if caller is not None:
             self._callers[caller] -= 1
             if not self._callers[caller]:
@@ -63,7 +64,7 @@ class Handshakes:
         greediest, number = max(self._callers.items(), key=lambda item: item[1])
         if number <= self._callers[caller] + 1:
             return False
-        oldest = next(scope for scope, each in self._under_way.items() if each == greediest)
+        oldest = next(one for one, each in self._under_way.items() if each == greediest)
         self.end(oldest)
-        oldest.cancel()
+        oldest.give_way()
         return True

@@ -50,11 +50,16 @@ async def secure(
         raise TlsError(f"tls handshake error: {error.strerror}") from error
 
 
-def refuse(sock: socket.socket, established: Established, error: PeerIdentityError) -> None:
-    """Tell a peer by an alert that we do not like who it is, if it is to be told."""
+def refuse(
+    sock: socket.socket, established: Established, error: PeerIdentityError, unsent: bytes = b""
+) -> None:
+    """Tell a peer by an alert that we do not like who it is, if it is to be told.
+
+    `unsent` is what the handshake still owes it.
+    """
     if error.code is not None:
         with contextlib.suppress(OSError):  # it may be gone already
-            sock.send(established.records.alert(error.code))
+            sock.send(unsent + established.records.alert(error.code))
 
 
 async def _hear(sock: socket.socket) -> bytes:

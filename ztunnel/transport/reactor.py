@@ -125,11 +125,17 @@ class Reactor:
         return len(self._handlers)
 
     def register(self, sock: socket.socket, handler: Handler) -> None:
-        """Own `sock`, which must be non-blocking, until `forget`."""
+        """Own `sock`, which must be non-blocking, until `forget`.
+
+        One that is watched already changes hands without a system call: whoever had it has used up
+        every edge, or calls `look_again`.
+        """
         fd = sock.fileno()
+        is_new = fd not in self._handlers
         self._handlers[fd] = handler
-        self._fresh.add(fd)
-        self._epoll.register(fd, INTEREST)
+        if is_new:
+            self._fresh.add(fd)
+            self._epoll.register(fd, INTEREST)
 
     def forget(self, sock: socket.socket) -> None:
         """Stop watching `sock`; call it before closing the socket."""
@@ -143,9 +149,14 @@ class Reactor:
         The kernel does not repeat an edge that the old handler has seen, be it data or the end
         behind the data. Arming anew makes it look again, so the new handler learns of both.
         """
+        self._handlers[sock.fileno()] = handler
+        self.look_again(sock)
+
+    def look_again(self, sock: socket.socket) -> None:
+        """Have the handler of a watched socket told anew what there is; nothing if unwatched."""
         fd = sock.fileno()
-        self._handlers[fd] = handler
-        self._epoll.modify(fd, INTEREST)
+        if fd in self._handlers:
+            self._epoll.modify(fd, INTEREST)
 
     def again(self, handler: Handler) -> None:
         """Call `handler` next turn as if readable: its budget ran out, or data may be waiting."""

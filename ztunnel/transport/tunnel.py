@@ -8,6 +8,7 @@ core and leave in one record at the end of the turn, bulk leaves at once behind 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
@@ -49,6 +50,7 @@ class Tunnel:
         "_dirty",
         "_drain_told",
         "_draining",
+        "_first",
         "_heartbeat",
         "_held",
         "_held_bytes",
@@ -86,15 +88,16 @@ class Tunnel:
         self._records = records
         self._owner = owner
         self._held_bytes = 0  # what relays keep for readers that are slow
-        self._held = b""  # the first part of a record whose rest has not come
+        self._held = self._first = b""  # a record cut short; what the handshake owes the peer
         self._outbox = Outbox(sock)
         self._waiting: dict[Resumable, None] = {}  # in order of arrival
         self._unit = UNIT_FIRST
         self._hung_up = self._dirty = self._draining = self._drain_told = False
         self._heartbeat = Heartbeat()
 
-    def start(self, leftover: bytes) -> None:
-        """Begin to serve; `leftover` is what came behind the handshake."""
+    def start(self, leftover: bytes, unsent: bytes = b"") -> None:
+        """Begin: `leftover` came behind the handshake, `unsent` leaves in front of all else."""
+        self._first = unsent
         self._reactor.register(self.sock, self)
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
         self.flush_later()
@@ -185,8 +188,7 @@ class Tunnel:
             return
         if events & WRITABLE and self._outbox.blocked:
             self._send_pending()
-        if events & HUNG_UP:
-            self._hung_up = True
+        self._hung_up = self._hung_up or bool(events & HUNG_UP)
         if events & (READABLE | HUNG_UP) and not self.closed:
             self._read()
 
@@ -206,10 +208,9 @@ class Tunnel:
         """End the connection now; every live stream is lost."""
         if self.closed:
             return
-        if error is None or isinstance(error, DrainError):
+        if isinstance(error, DrainError) or (error is None and not self._records.closed):
             # Peers learn that this was on purpose; the reference just vanishes (17.11).
             self.core.goaway()
-        self.flush()
         self.closed = True
         self.closed_because = error
         if not self._outbox.blocked:
@@ -227,8 +228,7 @@ class Tunnel:
 
     def _read(self) -> None:
         for _ in range(READS_PER_TURN):
-            held = len(self._held)
-            if held:
+            if held := len(self._held):
                 RECEIVE[:held] = self._held
             unit = self._unit
             try:
@@ -290,16 +290,16 @@ class Tunnel:
 
     def _end_reason(self) -> ZtunnelError | None:
         # Without close_notify it is a truncation; with streams open they are cut, not finished.
-        if self.core.streams:
-            return PeerError("peer closed the connection with streams open")
-        return None
+        cut = "peer closed the connection with streams open"
+        return PeerError(cut) if self.core.streams else None
 
     # Sending.
 
     def _seal_control(self) -> bytes:
         """Take and seal what the core has gathered; records leave in the order they are sealed."""
         control, self.core.control = self.core.control, bytearray()
-        return bytes(self._records.seal_small(control)) if control else b""
+        first, self._first = self._first, b""
+        return first + self._records.seal_small(control) if control else first
 
     def _transmit(self, before: bytes, sealed: bytes | memoryview) -> None:
         try:
@@ -334,11 +334,11 @@ class Tunnel:
             relay.pump()
 
     def _say_goodbye(self, error: ZtunnelError | None) -> None:
+        # An alert was sealed already: what is sealed behind it must not leave in front of it.
         alert = error.alert if isinstance(error, TlsError) else b""
-        try:
-            self.sock.send(alert or self._records.close_notify())
-        except OSError:
-            return  # the peer is gone or does not read: nobody to say it to
+        last = self._first + alert if alert else self._seal_control() + self._records.close_notify()
+        with contextlib.suppress(OSError):  # the peer is gone or does not read
+            self.sock.send(last)
 
     # Events of the core.
 

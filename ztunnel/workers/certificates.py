@@ -42,6 +42,11 @@ class HandedCertificates:
             return Standing.EXPIRED
         return Standing.CURRENT if certificate in self._newest else Standing.ROTATED
 
+    def cached(self, identity: Identity) -> WorkloadCertificate | None:
+        """Give the certificate if it is here and valid; never waits."""
+        known = self._known.get(identity)
+        return known if known is not None and not known.has_expired(self._clock()) else None
+
     async def certificate_for(self, identity: Identity) -> WorkloadCertificate:
         """Give a valid certificate, asking for it if need be; many may wait for the same one.
 
@@ -49,8 +54,8 @@ class HandedCertificates:
             IdentityError: there is none, or no answer.
         """
         await trio.lowlevel.checkpoint()
-        known = self._known.get(identity)
-        if known is not None and not known.has_expired(self._clock()):
+        known = self.cached(identity)
+        if known is not None:
             return known
         waiting = self._waiting.get(identity)
         if waiting is None:
