@@ -15,20 +15,24 @@ from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
+import structlog
 import trio
 
 from cni.agent.app import Agent
 from cni.agent.capabilities import held_capabilities, require_capabilities
 from cni.agent.config import AgentConfig
+from cni.agent.controlz import serve_controlz
+from cni.agent.flags import CONTROLZ_PORT, LOCALHOST, RunFlags
 from cni.agent.operators import CONTROL_SOCKET
 from cni.agent.pod_netns import NodeView
+from cni.agent.scopes import EVERY_SCOPE, LEVELS, SCOPES, LogScopes
 from cni.agent.status import AgentStatus, show
 from ztunnel.errors import ConfigError
 from ztunnel.linux import netns
 from ztunnel.linux.netns import PodNetns
 from ztunnel.telemetry import log as logs
 
-USAGE = """\
+USAGE = f"""\
 usage: ztunnel-cni-agent [COMMAND]
 
 commands:
@@ -39,12 +43,25 @@ commands:
   help                  print this text
 
 `status` and `rules` ask the running agent by its socket in the folder CNI_AGENT_RUN_DIR.
+
+options of `run`, which is also meant if they come first:
+  --log_output_level SCOPE:LEVEL,...
+                        levels of the log, above RUST_LOG; scopes: {", ".join(SCOPES)},
+                        {EVERY_SCOPE}; levels: {", ".join(LEVELS)}; a level alone is for default
+  --log_as_json         write the log as JSON, as LOG_FORMAT=json does
+  --ctrlz_port PORT     where levels are read and changed at run time (default {CONTROLZ_PORT}),
+                        GET / there says how; 0 is any free port, and the log names it
+  --ctrlz_address IP    the loopback address of it (default {LOCALHOST})
+  --log_target, --log_caller, --log_stacktrace_level VALUE
+                        are taken, and have no effect
 """
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 DEFAULT_RUN_DIR = "/var/run/istio-cni"
 CONTROL_SECONDS = 10.0
 _READ_BYTES = 65536
 _OK = 200
+
+log = structlog.get_logger(component="agent")
 
 
 def main(words: Sequence[str], env: Mapping[str, str]) -> int:
@@ -59,7 +76,7 @@ def main(words: Sequence[str], env: Mapping[str, str]) -> int:
         "--help": help_,
         "-h": help_,
     }
-    flagged = not words or words[0].startswith("--log")
+    flagged = not words or (words[0].startswith("--") and words[0] not in commands)
     command, rest = ("run", words) if flagged else (words[0], words[1:])
     chosen = commands.get(command)
     if chosen is None:
@@ -93,17 +110,20 @@ def version(words: Sequence[str], env: Mapping[str, str]) -> int:  # noqa: ARG00
 
 def run(words: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the agent until SIGTERM or SIGINT."""
-    # The reference's flags are accepted; levels come from RUST_LOG as with the node proxy.
-    if unknown := [word for word in words if not word.startswith("--log")]:
-        return refuse("run", unknown)
     code = EXIT_OK
     try:
+        flags = RunFlags.parse(words)
+        if flags.unknown:
+            return refuse("run", flags.unknown)
         config = AgentConfig.from_env(env)
-        logs.PIPELINE.set_up(config.log_filter, json=config.log_json or "--log_as_json" in words)
+        logs.PIPELINE.set_up(config.log_filter, json=config.log_json or flags.log_json)
+        flags.levels.apply(LogScopes(logs.PIPELINE))
+        if level := flags.levels.plugin_level():
+            env = {**env, "PLUGIN_LOG_LEVEL": level}
         _raise_descriptor_limit()
         with _host_netns(config) as host:
             require_capabilities(held_capabilities())
-            trio.run(_run, config, host, env if config.installs else None)
+            trio.run(_run, config, host, env if config.installs else None, flags)
     except* ConfigError as group:
         for line in _texts(group):
             sys.stderr.write(f"ztunnel-cni-agent: {line}\n")
@@ -152,13 +172,19 @@ def ask(env: Mapping[str, str], target: str) -> tuple[int, str]:
     return code, body.decode("utf-8", "replace")
 
 
-async def _run(config: AgentConfig, host: PodNetns, env: Mapping[str, str] | None) -> None:
+async def _run(
+    config: AgentConfig, host: PodNetns, env: Mapping[str, str] | None, flags: RunFlags
+) -> None:
+    if flags.levels.unknown:
+        log.warning("no such scopes of the log", scopes=", ".join(flags.levels.unknown))
     node = node_view(config, host)
     rng = random.Random()  # noqa: S311 - it only spreads delays
     agent = Agent(config, host=host, node=node, rng=rng, env=env)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(logs.PIPELINE.writer.run)
+            scopes = LogScopes(logs.PIPELINE)
+            nursery.start_soon(serve_controlz, flags.controlz_host, flags.controlz_port, scopes)
             nursery.start_soon(agent.run)
             await anext(aiter(signals))
             await agent.release()

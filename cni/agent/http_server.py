@@ -58,8 +58,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 Routes = Mapping[str, Handler]
 
 
-async def serve(listener: trio.socket.SocketType, routes: Routes) -> None:
-    """Serve whoever connects to a listening socket, until cancelled."""
+async def serve(
+    listener: trio.socket.SocketType, routes: Routes, *, body_bytes_max: int = BODY_BYTES_MAX
+) -> None:
+    """Serve whoever connects to a listening socket, until cancelled.
+
+    `routes`: handlers by path; one that ends in `/*` is for all of that folder that have none.
+    """
     limit = trio.CapacityLimiter(CONNECTIONS_MAX)
     async with trio.open_nursery() as connections:
         while True:
@@ -71,15 +76,19 @@ async def serve(listener: trio.socket.SocketType, routes: Routes) -> None:
                 log.warning("cannot accept", error=str(exc))
                 await trio.sleep(0.1)
                 continue
-            connections.start_soon(partial(_serve_one, sock, routes, limit, owner))
+            converse = partial(_converse, sock, routes, body_bytes_max)
+            connections.start_soon(partial(_serve_one, sock, converse, limit, owner))
 
 
 async def _serve_one(
-    sock: trio.socket.SocketType, routes: Routes, limit: trio.CapacityLimiter, owner: object
+    sock: trio.socket.SocketType,
+    converse: Callable[[list[int]], Awaitable[None]],
+    limit: trio.CapacityLimiter,
+    owner: object,
 ) -> None:
     fds: list[int] = []
     try:
-        await _converse(sock, routes, fds)
+        await converse(fds)
     except (OSError, trio.TooSlowError, h11.RemoteProtocolError, h11.LocalProtocolError):
         pass  # whoever asked has left, or does not speak HTTP
     finally:
@@ -89,25 +98,37 @@ async def _serve_one(
         limit.release_on_behalf_of(owner)
 
 
-async def _converse(sock: trio.socket.SocketType, routes: Routes, fds: list[int]) -> None:
+async def _converse(
+    sock: trio.socket.SocketType, routes: Routes, body_bytes_max: int, fds: list[int]
+) -> None:
     connection = h11.Connection(h11.SERVER)
     try:
         with trio.fail_after(REQUEST_SECONDS):
-            request = await _receive(sock, connection, fds)
+            request = await _receive(sock, connection, body_bytes_max, fds)
     except h11.RemoteProtocolError as exc:
         await _send(sock, connection, Response(exc.error_status_hint or 400, f"{exc}\n"))
         return
     if request is None:
-        await _send(sock, connection, Response(413, "the request is too long\n"))
+        text = f"the request is too long, {body_bytes_max} bytes are taken\n"
+        await _send(sock, connection, Response(413, text))
         return
-    handler = routes.get(request.path)
     with trio.fail_after(ANSWER_SECONDS):
-        response = Response(404, "not found\n") if handler is None else await handler(request)
-        await _send(sock, connection, response)
+        response = await _answer(routes, request)
+        log.debug("request", method=request.method, path=request.path, status=int(response.status))
+        await _send(sock, connection, response, is_head=request.method == "HEAD")
+
+
+async def _answer(routes: Routes, request: Request) -> Response:
+    folder = request.path.rpartition("/")[0]
+    handler = routes.get(request.path) or routes.get(f"{folder}/*")
+    if handler is None:
+        await trio.lowlevel.checkpoint()
+        return Response(404, f"not found; there is {', '.join(sorted(routes))}\n")
+    return await handler(request)
 
 
 async def _receive(
-    sock: trio.socket.SocketType, connection: h11.Connection, fds: list[int]
+    sock: trio.socket.SocketType, connection: h11.Connection, body_bytes_max: int, fds: list[int]
 ) -> Request | None:
     """Receive a request; None if its body is too long. Descriptors go into `fds` as they come."""
     head: h11.Request | None = None
@@ -120,7 +141,7 @@ async def _receive(
             head = event
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > BODY_BYTES_MAX:
+            if len(body) > body_bytes_max:
                 return None
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             path, _, query = head.target.decode("latin-1").partition("?")
@@ -143,7 +164,11 @@ async def _read(sock: trio.socket.SocketType, fds: list[int]) -> bytes:
 
 
 async def _send(
-    sock: trio.socket.SocketType, connection: h11.Connection, response: Response
+    sock: trio.socket.SocketType,
+    connection: h11.Connection,
+    response: Response,
+    *,
+    is_head: bool = False,
 ) -> None:
     body = response.body.encode()
     headers = [
@@ -154,7 +179,8 @@ async def _send(
     if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
     data = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-    data += connection.send(h11.Data(data=body)) or b""
+    if not is_head:
+        data += connection.send(h11.Data(data=body)) or b""
     data += connection.send(h11.EndOfMessage()) or b""
     stream = trio.SocketStream(sock) if sock.family != socket.AF_UNIX else None
     if stream is not None:
@@ -168,18 +194,17 @@ async def _send(
 
 
 def listen_tcp(port: int, *, host: str = "::") -> trio.socket.SocketType:
-    """Listen at a TCP port of both families (of IPv4 only where there is no IPv6).
+    """Listen at a TCP port of an address; by default of both families (IPv4 if there is no other).
 
     Raises:
         SocketPathError: it cannot be done.
     """
+    if host == "::":
+        with suppress(OSError):
+            return _listen_tcp(socket.AF_INET6, host, port)
+        host = "0.0.0.0"  # noqa: S104 - as the reference
     try:
-        return _listen_tcp(socket.AF_INET6, host, port)
-    except OSError as exc:
-        if host != "::":
-            raise SocketPathError(f"cannot listen at port {port}: {exc}") from exc
-    try:
-        return _listen_tcp(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - as the reference
+        return _listen_tcp(socket.AF_INET6 if ":" in host else socket.AF_INET, host, port)
     except OSError as exc:
         raise SocketPathError(f"cannot listen at port {port}: {exc}") from exc
 

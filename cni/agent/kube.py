@@ -147,6 +147,7 @@ class Watcher(Generic[T]):
         if self.mirror.unreadable != unreadable:
             log.warning("unreadable object", kind=self._collection.name)
         if change is not None:
+            log.debug("change", kind=self._collection.name, what=type(change).__name__)
             self._on_changes([change])
 
 

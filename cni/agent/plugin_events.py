@@ -18,6 +18,7 @@ import trio
 from cni.agent.errors import AgentError, EventError, KubeError, NoProxyError, PodUnknownError
 from cni.agent.http_server import Request, Response, serve
 from cni.agent.metrics import AgentMetrics
+from cni.agent.scopes import PLUGIN_TARGET
 from cni.agent.unix_socket import listen_unix
 from ztunnel.errors import ZtunnelError
 from ztunnel.linux.netns import PodNetns
@@ -38,6 +39,7 @@ _RETRY = (PodUnknownError, NoProxyError, KubeError)
 _LEVELS = frozenset({"debug", "info", "warn", "error"})
 
 log = structlog.get_logger(component="plugin")
+spoken = structlog.get_logger(PLUGIN_TARGET)  # what the plugin says, as the reference shows it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +177,8 @@ def _show(line: str) -> None:
         return
     labels = {f"plugin.{key}": str(value)[:512] for key, value in list(fields.items())[:16]}
     # A pod that must not start is the plugin's error, and only a line of ours.
-    write = {"debug": log.debug, "error": log.warning, "warn": log.warning}.get(level, log.info)
+    writes = {"debug": spoken.debug, "error": spoken.warning, "warn": spoken.warning}
+    write = writes.get(level, spoken.info)
     write("plugin says", message=message[:1024], **labels)
 
 

@@ -102,10 +102,14 @@ class ProbeSets:
         Raises:
             RedirectError: the kernel refused it.
         """
+        failure: RedirectError | None = None
         try:
             await trio.to_thread.run_sync(self._detours.clear, limiter=self._limiter)
-        finally:
-            await trio.to_thread.run_sync(remove_host, self._host, limiter=self._limiter)
+        except RedirectError as exc:
+            failure = exc
+        await trio.to_thread.run_sync(remove_host, self._host, limiter=self._limiter)
+        if failure is not None:
+            raise failure
 
     def _repair(self) -> None:
         """Make the sets equal to our list; in the thread, after all changes before it."""

@@ -215,7 +215,10 @@ class Reconciler:
                 self._unseen.pop(uid, None)
                 await self._release(uid, None, lives=False)
             return
-        match self.verdict(pod).decision:
+        verdict = self.verdict(pod)
+        belongs = verdict.decision.value
+        log.debug("look at pod", ns=pod.namespace, name=pod.name, uid=uid, belongs=belongs)
+        match verdict.decision:
             case Decision.IN:
                 await self._enrol(pod, offer)
             case Decision.OUT:

@@ -17,7 +17,7 @@ CRATE = "ztunnel::"  # reference targets start with it; ours leave it out, filte
 ACCESS = "access"
 FILTER_CHARS_MAX = 4096
 
-_ROOTS = {ACCESS, "ztunnel", "cni"}
+_ROOTS = {ACCESS, "ztunnel", "cni", "cni-plugin"}
 _TARGET = re.compile(r"[A-Za-z0-9_.-]+(::[A-Za-z0-9_.-]+)*")
 _LAST_SINGLE_COLON = re.compile(r"(?<!:):(?!:)(?=[^:]*$)")
 
@@ -74,6 +74,15 @@ class LogFilter:
     def merged(self, more: LogFilter) -> LogFilter:
         """Give this filter plus the directives of `more`, which win."""
         return LogFilter({**self.directives, **more.directives})
+
+    def covered(self, target: str, level: Level) -> LogFilter:
+        """Give this filter with one level for `target` and all below; "" is what nobody names."""
+        others = {
+            name: other
+            for name, other in self.directives.items()
+            if not (target and _is_below(name, target))
+        }
+        return LogFilter({**others, target: level})
 
     def level_for(self, target: str) -> Level:
         """Find the level of `target` (without `ztunnel::`)."""

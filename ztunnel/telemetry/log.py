@@ -153,6 +153,10 @@ class Pipeline:
         self._use((self._start_filter if reset else self.filter).merged(more))
         return self.filter
 
+    def cover(self, target: str, level: Level) -> None:
+        """Log `target` and all below at one level; the empty target is what nobody names."""
+        self._use(self.filter.covered(target, level))
+
     def now(self) -> str:
         """Print the time of a line."""
         return self.timestamps.show(self.clock_ns())

@@ -7,6 +7,14 @@ from hypothesis import given, strategies as st
 
 from ztunnel.telemetry.filter import FILTER_CHARS_MAX, Level, LogFilter, full_target
 
+
+def test_a_target_and_all_below_it_can_be_given_one_level() -> None:
+    start = LogFilter.parse("info,a=warn,a::b=debug,ab=error,ztunnel=off")
+    assert str(start.covered("a", Level.TRACE)) == "ab=error,a=trace,ztunnel=off,info"
+    assert str(start.covered("", Level.WARN)) == "a::b=debug,ab=error,a=warn,ztunnel=off,warn"
+    assert str(start.covered("c", Level.WARN)).startswith("a::b=debug,ab=error,a=warn,c=warn")
+
+
 levels = st.sampled_from(list(Level))
 targets = st.sampled_from(["", "a", "a::b", "access", "ztunnel::a", "ztunnel", "b.c"])
 
@@ -86,6 +94,7 @@ def test_any_text_is_a_filter_or_a_value_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("target", "full"),
     [("access", "access"), ("xds", "ztunnel::xds"), ("cni::agent", "cni::agent"),
+     ("cni-plugin", "cni-plugin"),
      ("ztunnel", "ztunnel")],
 )  # fmt: skip
 def test_the_full_path_of_a_target(target: str, full: str) -> None:

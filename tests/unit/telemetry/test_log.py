@@ -109,6 +109,17 @@ def test_a_change_reaches_loggers_that_exist_already() -> None:
     assert [line.split("\t")[3] for line in lines] == ["seen"]
 
 
+def test_a_part_can_be_given_one_level() -> None:
+    pipeline, lines = a_pipeline()
+    pipeline.set_up("info,xds::client=off", json=False)
+    log = pipeline.get("xds::client")
+    log.info("hidden")
+    pipeline.cover("xds", Level.DEBUG)
+    log.debug("seen")
+    pipeline.get("proxy").debug("hidden")
+    assert [line.split("\t")[3] for line in lines] == ["seen"]
+
+
 def test_reset_goes_back_to_the_start() -> None:
     pipeline, _ = a_pipeline()
     pipeline.set_up("warn", json=False)

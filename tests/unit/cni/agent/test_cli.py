@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,12 +18,14 @@ from cni.agent.config import AgentConfig
 from cni.agent.http_server import serve
 from cni.agent.kube_http import ApiServer
 from cni.agent.operators import CONTROL_SOCKET, control_routes
+from cni.agent.plugin_events import LOG_SOCKET
 from cni.agent.unix_socket import listen_unix
 from tests.support.kube import FakeKube, running
 from tests.unit.cni.agent.test_operators import Insight
 from ztunnel.errors import ConfigError
 from ztunnel.linux import netns
 from ztunnel.linux.netns import PodNetns
+from ztunnel.telemetry.log import PIPELINE
 
 
 @pytest.mark.parametrize("word", ["help", "--help", "-h"])
@@ -88,6 +93,7 @@ async def test_a_running_agent_is_asked(tmp_path: Path, capsys: pytest.CaptureFi
             nursery.cancel_scope.cancel()
 
 
+MARKS = ["one", "two", "three", "four", "five", "six"]
 API = ApiServer(host="localhost", port=1)
 
 
@@ -142,24 +148,139 @@ def test_without_a_capability_it_does_not_start_and_says_which(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.netns
-async def test_asked_to_stop_it_leaves_with_success(tmp_path: Path) -> None:
+class RunningAgent:
+    """An agent in a process of its own; `output` is what was read of its log."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def until(self, text: str) -> str:
+        """Wait for a line; return it."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        with trio.fail_after(20):
+            while text not in self.output or not self.output.endswith("\n"):
+                piece = await stdout.receive_some()
+                assert piece, self.output
+                self.output += piece.decode()
+        return next(line for line in self.output.splitlines() if text in line)
+
+    async def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert await self.process.wait() == 0
+
+
+@asynccontextmanager
+async def running_agent(folder: Path, *words: str) -> AsyncIterator[RunningAgent]:
     async with running(FakeKube()) as kube:
         assert kube.server is not None
-        env = settings(tmp_path, kube.server.port)
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "cni.agent"], env=env, stdout=subprocess.PIPE
+            [sys.executable, "-m", "cni.agent", "run", "--ctrlz_port=0", *words],
+            env=settings(folder, kube.server.port),
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         async with process.stdout:
-            output = b""
-            with trio.fail_after(20):
-                while b"a first look at all pods" not in output:
-                    piece = await process.stdout.receive_some()
-                    assert piece, output
-                    output += piece
-            process.send_signal(signal.SIGTERM)
-            with trio.fail_after(10):
-                assert await process.wait() == 0
-            assert not (tmp_path / "z.sock").exists()
-            assert list((tmp_path / "run").iterdir()) == []
+            agent = RunningAgent(process)
+            try:
+                await agent.until("a first look at all pods")
+                yield agent
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    with trio.move_on_after(5, shield=True):
+                        await process.wait()
+
+
+@pytest.mark.netns
+async def test_asked_to_stop_it_leaves_with_success(tmp_path: Path) -> None:
+    async with running_agent(tmp_path) as agent:
+        await agent.stop()
+        assert not (tmp_path / "z.sock").exists()
+        assert list((tmp_path / "run").iterdir()) == []
+
+
+async def change_level(controlz: str, scope: str, level: str) -> None:
+    url = f"http://{controlz}/scopej/{scope}"
+    body = json.dumps({"output_level": level})
+    command = ["curl", "-sS", "--fail", "--max-time", "10", "-X", "PUT", "-d", body, url]
+    assert (await trio.run_process(command, capture_stdout=True)).stdout == b""
+
+
+async def plugin_says(run_dir: Path, level: str, message: str) -> None:
+    lines = [json.dumps({"level": level, "time": "2026-01-02T03:04:05Z", "msg": message})]
+    command = ["curl", "-sS", "--fail", "--max-time", "10", "--unix-socket", run_dir / LOG_SOCKET]
+    await trio.run_process([*command, "-d", json.dumps(lines), "http://unix/log"])
+
+
+@pytest.mark.netns
+@pytest.mark.requires_program("curl")
+async def test_levels_change_while_it_runs_and_lines_appear_after_that_and_not_before(
+    tmp_path: Path,
+) -> None:
+    async with running_agent(tmp_path) as agent:
+        controlz = (await agent.until("ControlZ served")).rpartition("address=")[2]
+        assert controlz.startswith("127.0.0.1:")
+        for scope, marks in (
+            ("cni-plugin", ["one", "two", "three"]),
+            ("cni-agent", ["four", "five", "six"]),
+        ):
+            for level, mark in zip(("info", "debug", "info"), marks, strict=True):
+                await change_level(controlz, scope, level)
+                if scope == "cni-plugin":
+                    await plugin_says(tmp_path / "run", "debug", mark)
+                else:
+                    await trio.to_thread.run_sync(
+                        cli.ask, {"CNI_AGENT_RUN_DIR": str(tmp_path / "run")}, f"/{mark}"
+                    )
+                # What is logged is written in order: once this is there, nothing else comes.
+                await plugin_says(tmp_path / "run", "error", f"end of {mark}")
+                await agent.until(f"end of {mark}")
+        await agent.stop()
+        assert [mark for mark in MARKS if f'message="{mark}"' in agent.output] == ["two"]
+        assert [mark for mark in MARKS if f'path="/{mark}"' in agent.output] == ["five"]
+        assert 'scope="cni-agent" level="debug" before="info"' in agent.output
+
+
+@pytest.mark.netns
+@pytest.mark.requires_program("curl")
+async def test_levels_and_form_of_the_log_are_flags(tmp_path: Path) -> None:
+    words = ["--log_output_level=cni-agent:debug,cni-plugin:error,grpc:none", "--log_as_json"]
+    async with running_agent(tmp_path, *words) as agent:
+        await plugin_says(tmp_path / "run", "info", "hidden")
+        await trio.to_thread.run_sync(
+            cli.ask, {"CNI_AGENT_RUN_DIR": str(tmp_path / "run")}, "/seen"
+        )
+        line = json.loads(await agent.until('"/seen"'))
+        assert (line["level"], line["scope"]) == ("debug", "cni::agent::http_server")
+        assert json.loads(await agent.until("no such scopes"))["scopes"] == "grpc"
+        assert "hidden" not in agent.output
+        await agent.stop()
+
+
+def test_a_wrong_flag_stops_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--ctrlz_address=*"], {"NODE_NAME": "n"}) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ztunnel-cni-agent: invalid flag --ctrlz_address='*': not a loopback")
+
+
+@pytest.mark.netns  # it must have all capabilities to get as far as that
+def test_the_installer_tells_the_plugin_its_level(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = []
+
+    def run(entry: object, *words: object) -> None:
+        told.append(words[2])
+
+    monkeypatch.setattr(cli.trio, "run", run)
+    env = {**settings(tmp_path, 1), "ZTUNNEL_CNI_INSTALL": "true", "PLUGIN_LOG_LEVEL": "warn"}
+    usual = str(PIPELINE.filter)
+    try:
+        for word in ("--log_output_level=cni-plugin:debug", "--log_output_level=debug"):
+            assert cli.main([word], env) == 0
+    finally:
+        PIPELINE.set_up(usual, json=False)
+    assert [one["PLUGIN_LOG_LEVEL"] for one in told] == ["debug", "warn"]

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,11 @@ async def echo(request: Request) -> Response:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[None]:
+async def serving(path: Path, *, body_bytes_max: int = 1 << 20) -> AsyncIterator[None]:
     with listen_unix(path, mode=0o600) as listener:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, listener, {"/echo": echo})
+            serving = partial(serve, listener, {"/echo": echo}, body_bytes_max=body_bytes_max)
+            nursery.start_soon(serving)
             yield
             nursery.cancel_scope.cancel()
 
@@ -83,11 +85,8 @@ async def test_descriptors_come_with_the_request_and_surplus_ones_are_closed(
         (b"GET /echo HTTP/1.1\r\n" + b"a: b\r\n" * 20000, b"431"),
     ],
 )
-async def test_what_is_wrong_is_answered_too(
-    tmp_path: Path, data: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server, "BODY_BYTES_MAX", 500)
-    async with serving(tmp_path / "s"):
+async def test_what_is_wrong_is_answered_too(tmp_path: Path, data: bytes, status: bytes) -> None:
+    async with serving(tmp_path / "s", body_bytes_max=500):
         try:
             answer = await ask(tmp_path / "s", data)
         except (BrokenPipeError, ConnectionResetError):
@@ -104,6 +103,33 @@ async def test_who_leaves_or_says_nothing_does_not_stop_the_server(
         assert await ask(tmp_path / "s", b"POST /echo", finish=False) == b""
         assert await ask(tmp_path / "s", POST[:-2])
         assert b" 200 " in await ask(tmp_path / "s", POST)
+
+
+async def test_a_folder_may_have_one_handler_for_all_its_pages(tmp_path: Path) -> None:
+    with listen_unix(tmp_path / "s", mode=0o600) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, {"/a/b": echo, "/a/*": echo})
+            for path, status in ((b"/a/b", b"200"), (b"/a/c", b"200"), (b"/a/", b"200")):
+                answer = await ask(tmp_path / "s", POST.replace(b"/echo", path))
+                assert answer.split()[1] == status
+            for path in (b"/a", b"/", b"/a/b/c"):
+                answer = await ask(tmp_path / "s", POST.replace(b"/echo", path))
+                assert answer.endswith(b"\r\n\r\nnot found; there is /a/*, /a/b\n")
+            nursery.cancel_scope.cancel()
+
+
+async def test_head_is_answered_without_the_text(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s"):
+        answer = await ask(tmp_path / "s", b"HEAD /echo HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"content-length: 12\r\n" in answer.lower()
+    assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_over_tcp_one_address_may_be_served_alone() -> None:
+    for host in ("127.0.0.1", "::1"):
+        with listen_tcp(0, host=host) as listener:
+            assert listener.getsockname()[0] == host
 
 
 async def test_over_tcp_both_families_are_served() -> None:
