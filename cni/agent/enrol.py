@@ -106,6 +106,8 @@ class Enrolment:
     """What we have done for one pod; owned by whoever looks at the pod right now."""
 
     uid: PodUid
+    namespace: str = ""  # of Kubernetes; both also when the pod is gone
+    name: str = ""
     netns: PodNetns | None = None
     plan: RedirectPlan | None = None  # the one whose rules we wrote or found
     ips: tuple[IpAddress, ...] = ()
@@ -222,7 +224,7 @@ class Enroller:
         if found is None:
             raise NetnsError("no process of the pod was found in a namespace with its address")
         if held is not None:
-            self._repaired(pod, enrolment, "the pod has another namespace")
+            self._repaired(enrolment, "the pod has another namespace")
         enrolment.use(found)
         return found
 
@@ -230,7 +232,7 @@ class Enroller:
         problems = await self._kernel.inspect(netns, plan)
         if problems:
             if enrolment.plan == plan:
-                self._repaired(None, enrolment, "; ".join(problems[:3]))
+                self._repaired(enrolment, "; ".join(problems[:3]))
             with self._metrics.timing_rules():
                 await self._kernel.apply(netns, plan, STAMP_PREFIX + enrolment.uid)
             left = await self._kernel.inspect(netns, plan)
@@ -298,8 +300,7 @@ class Enroller:
         assert enrolment.netns is not None
         await self._kernel.remove(enrolment.netns)
 
-    def _repaired(self, pod: KubePod | None, enrolment: Enrolment, what: str) -> None:
+    def _repaired(self, enrolment: Enrolment, what: str) -> None:
         enrolment.repairs += 1
         self._metrics.repairs.add()
-        name = pod.full_name if pod else None
-        log.warning("pod repaired", uid=enrolment.uid, pod=name, what=what)
+        log.warning("pod repaired", uid=enrolment.uid, what=what)

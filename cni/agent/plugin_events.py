@@ -36,6 +36,7 @@ EVENT_SOCKET_MODE = 0o600
 LOG_SOCKET_MODE = 0o666
 
 _RETRY = (PodUnknownError, NoProxyError, KubeError)
+_EVENT = {"cni-event": "add"}  # the reference's label
 _LEVELS = frozenset({"debug", "info", "warn", "error"})
 
 log = structlog.get_logger(component="plugin")
@@ -139,6 +140,14 @@ class PluginDoor:
             if netns is not None:
                 netns.close()
             return Response(400, f"{exc}\n")
+        log.debug(
+            "plugin event",
+            **_EVENT,
+            ns=event.namespace,
+            name=event.name,
+            uid=event.uid,
+            netns=event.netns,
+        )
         try:
             with trio.fail_after(ADMISSION_SECONDS):
                 await self._admit(event, netns)
@@ -185,6 +194,7 @@ def _show(line: str) -> None:
 def _refused(event: PluginEvent, status: int, error: ZtunnelError) -> Response:
     log.warning(
         "pod not admitted",
+        **_EVENT,
         ns=event.namespace,
         name=event.name,
         status=status,

@@ -16,6 +16,7 @@ from cni.agent.metrics import AgentMetrics
 from cni.redirect.branch_eni import Detours
 from cni.redirect.errors import RedirectError
 from cni.redirect.host import (
+    SET_PREFIX,
     HostPlan,
     apply_host,
     change_members,
@@ -66,7 +67,7 @@ class ProbeSets:
         gone = [ip for ip in self._owned(uid) if ip not in wanted]
         self._disown(gone)
         self._owners.update(wanted)
-        await self._change(wanted, gone)
+        await self._change(uid, wanted, gone)
 
     async def drop(self, uid: PodUid) -> None:
         """Exempt none of this pod's addresses.
@@ -76,7 +77,7 @@ class ProbeSets:
         """
         gone = self._owned(uid)
         self._disown(gone)
-        await self._change({}, gone)
+        await self._change(uid, {}, gone)
 
     async def ensure(self) -> None:
         """Compare rule, sets and detours with what they should be, and repair them.
@@ -124,12 +125,16 @@ class ProbeSets:
         if surplus := self._detours.settle(wanted):
             log.info("left-over routing rules removed", rules=", ".join(surplus))
 
-    async def _change(self, wanted: dict[IpAddress, PodUid], gone: list[IpAddress]) -> None:
+    async def _change(
+        self, uid: PodUid, wanted: dict[IpAddress, PodUid], gone: list[IpAddress]
+    ) -> None:
         self._metrics.exempted.set(len(self._owners))
         if not (wanted or gone):
             await trio.lowlevel.checkpoint()
             return
         if self.plan is not None:
+            shown, removed = " ".join(map(str, wanted)), " ".join(map(str, gone))
+            log.debug("sets change", podUID=uid, ipset=SET_PREFIX, put=shown, removed=removed)
             await self._change_sets({ip: str(uid) for ip, uid in wanted.items()}, gone)
         await trio.to_thread.run_sync(
             _lead, self._detours, list(wanted), gone, limiter=self._limiter

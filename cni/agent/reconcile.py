@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 
 from cni.agent.agenda import Agenda
 from cni.agent.eligibility import Decision, Eligibility, Verdict
@@ -179,6 +180,7 @@ class Reconciler:
     async def _look(self, uid: PodUid) -> None:
         """Look at one pod. Only Cancelled escapes."""
         offer = self._offers.pop(uid, None)
+        self._label_lines(uid, offer)
         succeeded = False
         try:
             await self._converge(uid, offer)
@@ -203,6 +205,14 @@ class Reconciler:
             self._finished.set()
             self._finished = trio.Event()
 
+    def _label_lines(self, uid: PodUid, offer: Offer | None) -> None:
+        """Have every line of this task, whoever writes it, say which pod it is about."""
+        pod = self._view.pod(uid) or (offer.pod if offer is not None else None)
+        known = pod or self.enrolments.get(uid)
+        bind_contextvars(
+            ns=known.namespace if known else None, name=known.name if known else None, uid=uid
+        )
+
     async def _converge(self, uid: PodUid, offer: Offer | None) -> None:
         pod = self._view.pod(uid)
         if pod is not None:
@@ -217,7 +227,7 @@ class Reconciler:
             return
         verdict = self.verdict(pod)
         belongs = verdict.decision.value
-        log.debug("look at pod", ns=pod.namespace, name=pod.name, uid=uid, belongs=belongs)
+        log.debug("look at pod", belongs=belongs)
         match verdict.decision:
             case Decision.IN:
                 await self._enrol(pod, offer)
@@ -278,6 +288,7 @@ class Reconciler:
             if len(self.enrolments) >= ENROLMENTS_MAX:
                 raise AgentError(f"more than {ENROLMENTS_MAX} pods")
             enrolment = self.enrolments[pod.uid] = Enrolment(uid=pod.uid)
+        enrolment.namespace, enrolment.name = pod.namespace, pod.name
         enrolment.ips = pod.ips or enrolment.ips
         return enrolment
 

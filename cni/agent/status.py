@@ -66,9 +66,10 @@ class StatusReader:
         elif verdict is not None and verdict.decision is Decision.IN:
             state, reason = State.WAITING.value, "not looked at yet"
         netns = enrolment.netns if enrolment is not None else None
+        named = pod or enrolment
         return PodStatus(
-            namespace=pod.namespace if pod else "",
-            name=pod.name if pod else "",
+            namespace=named.namespace if named else "",
+            name=named.name if named else "",
             uid=uid,
             state=state,
             reason=reason,

@@ -107,7 +107,7 @@ class ProxyConnection:
             request = Add(uid, pod.info) if pod.info is not None else Keep(uid)
             error = await self._ask(request, answers)
             if error is not None:
-                log.warning("node proxy cannot serve a pod", pod=uid, error=str(error))
+                log.warning("node proxy cannot serve a pod", uid=uid, error=str(error))
         await self._ask(SnapshotSent(), answers)
         self.is_ready = True
         self._on_ready()
@@ -130,6 +130,9 @@ class ProxyConnection:
             return ProxyRefusedError("the pod was removed meanwhile")
         with trio.fail_after(ANSWER_SECONDS):
             text = await answers.receive()
+        what = type(request).__name__
+        uid = None if isinstance(request, SnapshotSent) else request.uid
+        log.debug("node proxy answered", to=what, uid=uid, refusal=text or None)
         if text:
             return ProxyRefusedError(f"the node proxy refused: {text}")
         if isinstance(request, Add):

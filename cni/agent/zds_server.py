@@ -11,9 +11,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 
 from cni.agent.errors import AgentError, NoProxyError, ProxyLostError
 from cni.agent.unix_socket import listen_unix
@@ -156,6 +158,7 @@ class ZdsServer:
     async def _serve(self, sock: trio.socket.SocketType) -> None:
         connection = ProxyConnection(sock, self._pods, on_ready=self._connected_now)
         self._connections.append(connection)
+        bind_contextvars(conn_uuid=str(uuid4()))  # also for the tasks that it will have
         log.info("node proxy connected", connections=self.connections)
         try:
             await connection.run()

@@ -44,7 +44,8 @@ from ztunnel.linux.netlink import (
     encode,
 )
 
-SET_NAMES = {4: "istio-inpod-probes-v4", 6: "istio-inpod-probes-v6"}
+SET_PREFIX = "istio-inpod-probes"
+SET_NAMES = {4: f"{SET_PREFIX}-v4", 6: f"{SET_PREFIX}-v6"}
 _FAMILY_INET = 1
 _KEY_TYPES = {4: (7, 4), 6: (8, 16)}  # nft's numbers of ipv4_addr and ipv6_addr; bytes
 _SUBSYSTEM = 10

@@ -40,7 +40,8 @@ async def test_a_pod_that_is_gone_is_shown_while_something_of_it_is_left(tmp_pat
     agent.learn()
     await agent.settle()
     (status,) = reader(agent).pods()
-    assert (status.uid, status.name, status.state, status.reason) == ("a", "", "leaving", "busy")
+    assert (status.uid, status.state, status.reason) == ("a", "leaving", "busy")
+    assert (status.namespace, status.name) == ("shop", "a")
     agent.reconciler.close()
 
 
