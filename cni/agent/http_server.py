@@ -43,6 +43,7 @@ class Request:
     query: str
     body: bytes
     fds: list[int] = field(default_factory=list)
+    accept: str = ""  # the header of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,9 @@ async def _receive(
                 return None
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             path, _, query = head.target.decode("latin-1").partition("?")
-            return Request(head.method.decode("ascii"), path, query, bytes(body), fds)
+            accept = dict(head.headers).get(b"accept", b"").decode("latin-1")
+            method = head.method.decode("ascii")
+            return Request(method, path, query, bytes(body), fds, accept)
         else:
             raise h11.RemoteProtocolError("no request")
 

@@ -6,6 +6,7 @@ that start with `ztunnel_cni_` are ours.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,16 @@ from contextlib import contextmanager
 from ztunnel.telemetry.exposition import END, Count, Family, Kind
 
 RULE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+_COUNTER_HEAD = re.compile(r"^# HELP (\S+) (.*)\n# TYPE \1 counter$", re.MULTILINE)
+_OPENMETRICS_ONLY = re.compile(r"^# (UNIT .*|EOF)\n", re.MULTILINE)
+
+
+def prometheus_text(openmetrics: str) -> str:
+    """Turn OpenMetrics into Prometheus's own older form: there a counter's name has its ending."""
+    named = _COUNTER_HEAD.sub(r"# HELP \1_total \2\n# TYPE \1_total counter", openmetrics)
+    return _OPENMETRICS_ONLY.sub("", named)
 
 
 class AgentMetrics:

@@ -11,11 +11,13 @@ import msgspec
 import trio
 
 from cni.agent.http_server import JSON, Request, Response, Routes
-from cni.agent.metrics import AgentMetrics
+from cni.agent.metrics import AgentMetrics, prometheus_text
 from cni.agent.status import AgentStatus
 
 CONTROL_SOCKET = "agent.sock"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text"
+OPENMETRICS_TYPE = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Insight(Protocol):
@@ -48,12 +50,18 @@ def health_routes(insight: Insight) -> Routes:
 
 
 def metrics_routes(metrics: AgentMetrics, refresh: Callable[[], None]) -> Routes:
-    """Make the page of the monitoring port; `refresh` brings the gauges up to date."""
+    """Make the page of the monitoring port; `refresh` brings the gauges up to date.
 
-    async def show(_: Request) -> Response:
+    Who does not ask for OpenMetrics gets the older form, which is all the reference's agent has.
+    """
+
+    async def show(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
         refresh()
-        return Response(HTTPStatus.OK, "".join(metrics.text()), OPENMETRICS)
+        text = "".join(metrics.text())
+        if OPENMETRICS in request.accept.lower():
+            return Response(HTTPStatus.OK, text, OPENMETRICS_TYPE)
+        return Response(HTTPStatus.OK, prometheus_text(text), PROMETHEUS_TYPE)
 
     return {"/metrics": show}
 

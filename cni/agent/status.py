@@ -10,6 +10,7 @@ from cni.agent.eligibility import Decision
 from cni.agent.enrol import State
 from cni.agent.reconcile import Reconciler
 from cni.agent.view import ClusterView
+from ztunnel.model.workload import PodUid
 
 OUTSIDE = "outside"
 
@@ -51,14 +52,12 @@ class StatusReader:
         found = [self._pod(uid) for uid in self._uids()]
         return sorted(found, key=lambda pod: (pod.namespace, pod.name, pod.uid))
 
-    def _uids(self) -> set[str]:
+    def _uids(self) -> set[PodUid]:
         return {pod.uid for pod in self.view.pods} | set(self.reconciler.enrolments)
 
-    def _pod(self, uid: str) -> PodStatus:
-        pod = next((pod for pod in self.view.pods if pod.uid == uid), None)
-        enrolment = next(
-            (one for key, one in self.reconciler.enrolments.items() if key == uid), None
-        )
+    def _pod(self, uid: PodUid) -> PodStatus:
+        pod = self.view.pod(uid)
+        enrolment = self.reconciler.enrolments.get(uid)
         verdict = self.reconciler.verdict(pod) if pod is not None else None
         state, reason = OUTSIDE, str(verdict.reason) if verdict else ""
         if enrolment is not None:

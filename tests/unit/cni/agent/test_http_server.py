@@ -118,6 +118,21 @@ async def test_a_folder_may_have_one_handler_for_all_its_pages(tmp_path: Path) -
             nursery.cancel_scope.cancel()
 
 
+async def test_what_form_is_wanted_is_passed_on(tmp_path: Path) -> None:
+    async def accepted(request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return Response(200, f"accept={request.accept}")
+
+    with listen_unix(tmp_path / "s", mode=0o600) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, {"/": accepted})
+            for header in (b"", b"Accept: text/plain, */*\r\n"):
+                asked = b"GET / HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n"
+                answer = await ask(tmp_path / "s", asked)
+                assert answer.endswith(b"accept=" + header[8:].strip())
+            nursery.cancel_scope.cancel()
+
+
 async def test_head_is_answered_without_the_text(tmp_path: Path) -> None:
     async with serving(tmp_path / "s"):
         answer = await ask(tmp_path / "s", b"HEAD /echo HTTP/1.1\r\nHost: x\r\n\r\n")

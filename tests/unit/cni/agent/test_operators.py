@@ -5,7 +5,7 @@ import pytest
 
 from cni.agent.http_server import Request, Routes
 from cni.agent.metrics import AgentMetrics
-from cni.agent.operators import control_routes, health_routes, metrics_routes
+from cni.agent.operators import OPENMETRICS, control_routes, health_routes, metrics_routes
 from cni.agent.status import AgentStatus
 
 
@@ -46,7 +46,19 @@ async def test_metrics_are_brought_up_to_date_before_they_are_shown() -> None:
     status, text = await get(routes, "/metrics")
     assert status == 200
     assert "ztunnel_connected 7\n" in text
-    assert text.endswith("# EOF\n")
+
+
+async def test_metrics_come_in_the_form_that_is_asked_for() -> None:
+    show = metrics_routes(AgentMetrics(), lambda: None)["/metrics"]
+    for accept, kind, end in (
+        ("", "text/plain; version=0.0.4; charset=utf-8", "\n"),
+        ("text/plain;version=0.0.4;q=0.2,*/*;q=0.1", "text/plain; version=0.0.4", "\n"),
+        ("application/openmetrics-text;version=1.0.0,*/*;q=0.1", OPENMETRICS, "# EOF\n"),
+    ):
+        response = await show(Request("GET", "/metrics", "", b"", accept=accept))
+        assert response.kind.startswith(kind)
+        assert response.body.endswith(end)
+        assert ("# EOF" in response.body) == (kind == OPENMETRICS)
 
 
 async def test_the_commands_get_status_and_rules() -> None:
