@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from itertools import chain
-from typing import Self
+from typing import Self, TypeAlias
 
 from ztunnel.model.flow import Flow
 from ztunnel.model.identity import Namespace
@@ -12,8 +12,16 @@ from ztunnel.model.policy import Policy, PolicyScope
 from ztunnel.model.workload import PolicyKey, Workload
 from ztunnel.state.policy_index import Entry, PolicyIndex
 
+# More changes than so many are staged, as each takes 20 us: what takes long is done before they
+# take effect, or after it, in slices.
+STAGED_MIN = 32
+STAGED_PER_STEP = 50
+
 # Distinct (namespace, policy keys) of the workloads we enforce for; one node has a few hundred.
 SETS_MAX = 4096
+
+
+_Question: TypeAlias = "tuple[Namespace, tuple[PolicyKey, ...]]"
 
 
 class PolicySet:
@@ -63,7 +71,8 @@ class Policies:
         self._by_key: dict[PolicyKey, Policy] = {}
         self._global = PolicyIndex()
         self._by_namespace: dict[Namespace, PolicyIndex] = {}
-        self._sets: dict[tuple[Namespace, tuple[PolicyKey, ...]], PolicySet] = {}
+        self._sets: dict[_Question, PolicySet] = {}
+        self._listing: dict[PolicyKey, set[_Question]] = {}  # of `_sets`, those that list a policy
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -95,7 +104,10 @@ class Policies:
         if found is None:
             if len(self._sets) >= SETS_MAX:
                 self._sets.clear()
+                self._listing.clear()
             found = self._sets[question] = self._assemble(*question)
+            for key in workload.policies:
+                self._listing.setdefault(key, set()).add(question)
         return found
 
     def _assemble(self, namespace: Namespace, keys: tuple[PolicyKey, ...]) -> PolicySet:
@@ -120,7 +132,7 @@ class Policies:
                 self._namespace_index(policy.namespace).add(policy)
             case PolicyScope.WORKLOAD_SELECTOR:
                 pass  # found through the workloads that list it
-        self._forget(lambda _, keys: policy.key in keys)
+        self._forget((policy.key,))
         return old
 
     def remove(self, key: PolicyKey) -> Policy | None:
@@ -133,23 +145,116 @@ class Policies:
         index = self._by_namespace.get(old.namespace)
         if index is not None:
             index.remove(key)
-            if not index.policies:
-                # Sets that still hold it find nothing in it, and go when it has a successor.
-                del self._by_namespace[old.namespace]
-        self._forget(lambda _, keys: key in keys)
+            self._drop_if_empty(old.namespace)
+        self._forget((key,))
         return old
+
+    def stage(
+        self, put: Iterable[Policy], removed: Iterable[PolicyKey]
+    ) -> Generator[None, None, StagedPolicies]:
+        """Prepare a large change in steps; what is both put and removed is put."""
+        staged = StagedPolicies(self.version)
+        staged.coming.update((key, None) for key in removed if key in self._by_key)
+        for number, policy in enumerate(put, 1):
+            staged.coming.pop(policy.key, None)
+            if self._by_key.get(policy.key) != policy:
+                staged.coming[policy.key] = policy
+            if number % STAGED_PER_STEP == 0:
+                yield
+        came = [policy for policy in staged.coming.values() if policy is not None]
+        gone = [self._by_key[key] for key in staged.coming if key in self._by_key]
+        homes = {_home(policy) for policy in came + gone if _has_home(policy)}
+        staged.indexes = {home: PolicyIndex() for home in homes}
+        stay = [
+            policy
+            for home in homes
+            for policy in self._at_home(home)
+            if policy.key not in staged.coming
+        ]
+        for number, policy in enumerate(stay + [one for one in came if _has_home(one)], 1):
+            staged.indexes[_home(policy)].add(policy)
+            if number % STAGED_PER_STEP == 0:
+                yield
+        return staged
+
+    def commit(self, staged: StagedPolicies) -> bool:
+        """Let a staged change take effect, as a whole; False if there was another one meanwhile.
+
+        What held before is then in `staged`, to be taken apart.
+        """
+        if staged.version != self.version:
+            return False
+        self.version += bool(staged.coming)
+        for key, policy in staged.coming.items():
+            self._by_key.pop(key, None)
+            if policy is not None:
+                self._by_key[key] = policy
+        for home, index in staged.indexes.items():
+            if home is None:
+                self._global.swap(index)
+            else:
+                self._namespace_index(home).swap(index)
+                self._drop_if_empty(home)
+        self._forget(staged.coming)
+        return True
+
+    def _at_home(self, home: Namespace | None) -> Collection[Policy]:
+        index = self._global if home is None else self._by_namespace.get(home)
+        return () if index is None else index.policies.values()
 
     def _namespace_index(self, namespace: Namespace) -> PolicyIndex:
         index = self._by_namespace.get(namespace)
         if index is None:
             index = self._by_namespace[namespace] = PolicyIndex()
-            self._forget(lambda asked, _: asked == namespace)
+            self._drop([question for question in self._sets if question[0] == namespace])
         return index
 
-    def _forget(self, is_stale: Callable[[Namespace, tuple[PolicyKey, ...]], bool]) -> None:
-        """Drop the remembered sets that a change has made wrong."""
-        for question in [asked for asked in self._sets if is_stale(*asked)]:
+    def _drop_if_empty(self, namespace: Namespace) -> None:
+        if not self._by_namespace[namespace].policies:
+            # Sets that still hold it find nothing in it, and go when it has a successor.
+            del self._by_namespace[namespace]
+
+    def _forget(self, keys: Iterable[PolicyKey]) -> None:
+        """Drop the remembered sets of workloads that list one of these."""
+        for key in keys:
+            self._drop(list(self._listing.get(key, ())))
+
+    def _drop(self, questions: Iterable[_Question]) -> None:
+        for question in questions:
             del self._sets[question]
+            for key in set(question[1]):
+                self._listing[key].discard(question)
+                if not self._listing[key]:
+                    del self._listing[key]
+
+
+class StagedPolicies:
+    """A change that is ready to take effect: what comes or, if None, goes, and whole new scopes."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version  # what it is a change of
+        self.coming: dict[PolicyKey, Policy | None] = {}
+        self.indexes: dict[Namespace | None, PolicyIndex] = {}  # None: global
+
+    def take_apart(self) -> Iterator[None]:
+        """Free what held before, in steps."""
+        done = 0
+        for index in self.indexes.values():
+            for key in tuple(index.policies):
+                index.remove(key)
+                done += 1
+                if done % STAGED_PER_STEP == 0:
+                    yield
+
+
+def _has_home(policy: Policy) -> bool:
+    """Tell whether a policy is filed, and not found through the workloads that list it."""
+    return policy.scope is not PolicyScope.WORKLOAD_SELECTOR
+
+
+def _home(policy: Policy) -> Namespace | None:
+    """Name the namespace that a filed policy is for; None if it is for all."""
+    return policy.namespace if policy.scope is PolicyScope.NAMESPACE else None
 
 
 def _applies_anyway(policy: Policy, namespace: Namespace) -> bool:

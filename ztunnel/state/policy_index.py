@@ -109,6 +109,10 @@ class PolicyIndex:
             if not table.rows:
                 self._tables.pop(table.shape, None)
 
+    def swap(self, other: PolicyIndex) -> None:
+        """Give another one what is here and take what is there, however much it is."""
+        self.__dict__, other.__dict__ = other.__dict__, self.__dict__
+
     def candidates(self, flow: Flow) -> list[Entry]:
         """Return, in stored order, a superset of the rules that match `flow`."""
         facts: dict[Kind, object] = {}

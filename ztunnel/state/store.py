@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 
 from ztunnel.model.identity import Namespace
@@ -16,7 +16,7 @@ from ztunnel.model.workload import (
     Workload,
     WorkloadUid,
 )
-from ztunnel.state.policies import Policies
+from ztunnel.state.policies import STAGED_MIN, Policies, StagedPolicies
 from ztunnel.state.services import Services
 from ztunnel.state.workloads import Workloads
 
@@ -68,12 +68,30 @@ class Store:
 
         Removals come first, so that a new pod may take over the address of an old one.
         """
+        return self._apply(update, None)
+
+    def applying(self, update: Update) -> Generator[None, None, Changes]:
+        """Apply one update as a whole, but with rests before and after it if it is a large one.
+
+        Meant are policies, which must not be seen in part. Addresses may be, so whoever has many
+        gives them in several updates.
+        """
+        staged = None
+        if len(update.policies) + len(update.removed_policies) > STAGED_MIN:
+            assert not update.replace_all
+            staged = yield from self.policies.stage(update.policies, update.removed_policies)
+        changes = self._apply(update, staged)
+        if staged is not None:
+            yield from staged.take_apart()
+        return changes
+
+    def _apply(self, update: Update, staged: StagedPolicies | None) -> Changes:
         changes = Changes()
         self._remove(update, changes)
-        for policy in update.policies:
-            if self.policies.by_key(policy.key) != policy:
-                self.policies.put(policy)
-                changes.policies.add(policy.key)
+        if staged is not None and self.policies.commit(staged):
+            changes.policies.update(staged.coming)
+        else:
+            self._change_policies(update, changes)
         for service in update.services:
             if self.services.by_key(service.key) != service:
                 self.services.put(service)
@@ -121,16 +139,13 @@ class Store:
     def _remove(self, update: Update, changes: Changes) -> None:
         workloads: set[WorkloadUid] = set(update.removed_workloads)
         services: set[ServiceKey] = set(update.removed_services)
-        policies: set[PolicyKey] = set(update.removed_policies)
         if update.replace_all:
             workloads.update(workload.uid for workload in self.workloads.all())
             services.update(service.key for service in self.services.all())
-            policies.update(policy.key for policy in self.policies.all())
-        if not (workloads or services or policies):
+        if not (workloads or services):
             return
         workloads.difference_update(workload.uid for workload in update.workloads)
         services.difference_update(service.key for service in update.services)
-        policies.difference_update(policy.key for policy in update.policies)
         for uid in workloads:
             if old := self.workloads.remove(uid):
                 self.services.remove_endpoint(old)
@@ -138,6 +153,17 @@ class Store:
         for service_key in services:
             if self.services.remove(service_key):
                 changes.services.add(service_key)
-        for policy_key in policies:
-            if self.policies.remove(policy_key):
-                changes.policies.add(policy_key)
+
+    def _change_policies(self, update: Update, changes: Changes) -> None:
+        gone: set[PolicyKey] = set(update.removed_policies)
+        if update.replace_all:
+            gone.update(policy.key for policy in self.policies.all())
+        if gone:
+            gone.difference_update(policy.key for policy in update.policies)
+        for key in gone:
+            if self.policies.remove(key):
+                changes.policies.add(key)
+        for policy in update.policies:
+            if self.policies.by_key(policy.key) != policy:
+                self.policies.put(policy)
+                changes.policies.add(policy.key)

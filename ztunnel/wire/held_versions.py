@@ -30,33 +30,36 @@ class HeldVersions:
 
     def __init__(self) -> None:
         self._entries: SplitMap[str, bytes] = SplitMap()
-        self._digests: dict[str, bytes] = {}  # of what came without a version, as policies do
+        # Of what came without a version, as policies do.
+        self._digests: SplitMap[str, bytes] = SplitMap()
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._digests)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries.of(name) or name in self._digests
+        return name in self._entries.of(name) or name in self._digests.of(name)
 
     def holds(self, name: str, mark: bytes) -> bool:
         """Tell whether what we hold under this name has this mark."""
-        entries = self._entries.parts[hash(name) & MASK]
-        return (entries.get(name) or self._digests.get(name)) == mark
+        part = hash(name) & MASK
+        entries, digests = self._entries.parts[part], self._digests.parts[part]
+        return (entries.get(name) or digests.get(name)) == mark
 
     def put(self, name: str, mark: bytes) -> None:
         """Note what is held from now on."""
-        entries = self._entries.parts[hash(name) & MASK]
+        part = hash(name) & MASK
+        entries, digests = self._entries.parts[part], self._digests.parts[part]
         if mark.startswith(_NO_VERSION):
             entries.pop(name, None)
-            self._digests[name] = mark
+            digests[name] = mark
         else:
-            self._digests.pop(name, None)
+            digests.pop(name, None)
             entries[name] = mark
 
     def remove(self, name: str) -> None:
         """Forget a name; unknown ones are no error."""
         self._entries.of(name).pop(name, None)
-        self._digests.pop(name, None)
+        self._digests.of(name).pop(name, None)
 
     def told(self, wanted: Iterable[str] = ()) -> Iterator[bytes]:
         """Yield pieces of an encoded request that tell all this; put nothing meanwhile.
@@ -64,7 +67,8 @@ class HeldVersions:
         `wanted` are names to be told without a version, unless they are held.
         """
         yield b"".join([encode_entry(name, "") for name in wanted if name not in self])
-        yield b"".join([encode_entry(name, "") for name in self._digests])
+        for digests in self._digests.parts:
+            yield b"".join([encode_entry(name, "") for name in digests])
         for entries in self._entries.parts:
             yield b"".join(entries.values())
 

@@ -208,7 +208,8 @@ class XdsClient:
                 case Outgoing(pieces):
                     stream.send(*pieces)
                 case Arrived():
-                    self._store.apply(as_update(step))
+                    for _ in self._store.applying(as_update(step)):
+                        await trio.lowlevel.checkpoint()
                     self._settling.came(len(step.resources))
                 case Handled():
                     self._note(step)

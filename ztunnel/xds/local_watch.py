@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import NoReturn, TypeVar
 
@@ -35,7 +34,7 @@ log = structlog.get_logger(component="xds")
 
 SETTLE_SECONDS = 0.5
 FILE_BYTES_MAX = 64 * 1024 * 1024
-WORKLOADS_PER_STEP = 50  # one millisecond
+ITEMS_PER_STEP = 50  # one millisecond
 
 
 class LocalConfigWatch:
@@ -79,7 +78,8 @@ class LocalConfigWatch:
         if difference == Update():
             return True
         for part in _slices(difference):
-            self._store.apply(part)
+            for _ in self._store.applying(part):
+                await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         removed = difference.removed_workloads, difference.removed_services
         log.info(
@@ -162,8 +162,28 @@ def _gone(
 
 
 def _slices(update: Update) -> Iterator[Update]:
-    """Cut an update; policies stay together, as some without the others may allow too much."""
-    yield replace(update, workloads=())
-    workloads = iter(update.workloads)
-    while some := tuple(islice(workloads, WORKLOADS_PER_STEP)):
-        yield Update(workloads=some)
+    """Cut a large update; policies stay together, as some without the others may allow too much.
+
+    They come first, so that no workload is ever open, and what is gone before what may have its
+    address.
+    """
+    removed = update.removed_workloads, update.removed_services
+    if sum(map(len, (*removed, update.services, update.workloads))) <= ITEMS_PER_STEP:
+        yield update
+        return
+    if update.policies or update.removed_policies:
+        yield Update(policies=update.policies, removed_policies=update.removed_policies)
+    for gone_services in _cut(update.removed_services):
+        yield Update(removed_services=gone_services)
+    for gone_workloads in _cut(update.removed_workloads):
+        yield Update(removed_workloads=gone_workloads)
+    for services in _cut(update.services):
+        yield Update(services=services)
+    for workloads in _cut(update.workloads):
+        yield Update(workloads=workloads)
+
+
+def _cut(items: Iterable[T]) -> Iterator[tuple[T, ...]]:
+    rest = iter(items)
+    while some := tuple(islice(rest, ITEMS_PER_STEP)):
+        yield some

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Generator
+
+import pytest
 from hypothesis import given, strategies as st
 
 from tests.support.builders import NOBODY, a_flow, a_policy, a_workload, allow, deny
 from ztunnel.model.policy import Policy, PolicyScope
 from ztunnel.model.workload import PolicyKey, Workload
-from ztunnel.state.policies import SETS_MAX, Policies, PolicySet
+from ztunnel.state.policies import (
+    SETS_MAX,
+    STAGED_PER_STEP,
+    Policies,
+    PolicySet,
+    StagedPolicies,
+)
+from ztunnel.state.policy_index import PolicyIndex
 
 GLOBAL, NAMESPACE = PolicyScope.GLOBAL, PolicyScope.NAMESPACE
 POD = a_workload()
@@ -140,3 +150,111 @@ def test_the_sets_agree_with_a_naive_scan(
             found = policies.for_workload(pod)
             assert {p.key for p in found.all()} == expected
             assert len(found.candidates(a_flow(by=NOBODY))) == len(expected)
+
+
+# A large change against the same one made policy by policy.
+
+
+def take(steps: Generator[None, None, StagedPolicies]) -> tuple[StagedPolicies, int]:
+    """Stage; say in how many slices."""
+    count = 1
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value, count
+        count += 1
+
+
+some_policies = st.lists(
+    st.builds(
+        a_policy,
+        st.sampled_from("abcd"),
+        ns=st.sampled_from(["shop", "bank"]),
+        scope=st.sampled_from(PolicyScope),
+        dry_run=st.booleans(),
+    ),
+    max_size=6,
+    unique_by=lambda policy: policy.key,
+)
+PODS = [
+    a_workload("pod", ns=ns, policies=listed)
+    for ns in ("shop", "bank", "lab")
+    for listed in ([], ["shop/a"], ["bank/a", "shop/b"])
+]
+
+
+@given(
+    before=some_policies,
+    put=some_policies,
+    removed=st.lists(st.sampled_from(["shop/a", "shop/b", "bank/a", "shop/x"]), max_size=3),
+    asked=st.sampled_from([[], PODS]),
+)
+def test_a_staged_change_is_what_its_parts_are_one_by_one(
+    before: list[Policy], put: list[Policy], removed: list[PolicyKey], asked: list[Workload]
+) -> None:
+    plain, policies = stored(*before), stored(*before)
+    held = [policies.for_workload(pod) for pod in asked]
+    was = [list(each.all()) for each in held]
+    staged, _ = take(policies.stage(put, removed))
+    assert [list(each.all()) for each in held] == was, "nothing is in force yet"
+    assert policies.commit(staged)
+    list(staged.take_apart())
+    for key in set(removed) - {policy.key for policy in put}:
+        plain.remove(key)
+    for policy in put:
+        if plain.by_key(policy.key) != policy:
+            plain.put(policy)
+    assert list(policies.all()) == list(plain.all())
+    for pod in PODS:
+        mine, other = policies.for_workload(pod), plain.for_workload(pod)
+        assert list(mine.all()) == list(other.all())
+        assert mine.candidates(a_flow()) == other.candidates(a_flow())
+        assert list(mine.allows()) == list(other.allows())
+        assert mine.has_dry_allow == other.has_dry_allow
+    remembered = {question for asked in policies._listing.values() for question in asked}
+    assert remembered == {question for question in policies._sets if question[1]}
+
+
+def test_a_change_that_another_one_overtook_does_not_take_effect() -> None:
+    policies = stored(a_policy("a"))
+    staged, _ = take(policies.stage([a_policy("b", scope=NAMESPACE)], []))
+    policies.put(a_policy("c", scope=NAMESPACE))
+    assert not policies.commit(staged)
+    assert names(policies, POD) == ["c"]
+
+
+def test_a_large_change_is_prepared_and_tidied_up_in_slices_and_made_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    added: list[int] = []
+    add = PolicyIndex.add
+
+    def counted(self: PolicyIndex, policy: Policy) -> None:
+        added.append(1)
+        add(self, policy)
+
+    count = 10 * STAGED_PER_STEP
+    # In many namespaces: what matters is how many there are in all.
+    spaces = [f"ns-{n % 100}" for n in range(count)]
+    policies = stored(*[a_policy(f"p-{n}", ns=ns, scope=NAMESPACE) for n, ns in enumerate(spaces)])
+    monkeypatch.setattr(PolicyIndex, "add", counted)
+    later = [deny("a/b", name=f"p-{n}", ns=ns, scope=NAMESPACE) for n, ns in enumerate(spaces)]
+    steps = policies.stage(later, [])
+    most = 0
+    while True:
+        added.clear()
+        try:
+            next(steps)
+        except StopIteration as done:
+            staged = done.value
+            break
+        most = max(most, len(added))
+    assert 0 < most <= STAGED_PER_STEP
+    pods = [a_workload(ns=ns) for ns in set(spaces)]
+    assert all(policies.for_workload(pod).has_allow for pod in pods)
+    added.clear()
+    assert policies.commit(staged)
+    assert not added
+    assert not any(policies.for_workload(pod).has_allow for pod in pods)
+    assert sum(1 for _ in staged.take_apart()) == count // STAGED_PER_STEP

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, strategies as st
 
@@ -19,6 +20,8 @@ from ztunnel.model.workload import (
     Workload,
     WorkloadUid,
 )
+from ztunnel.state import store as store_module
+from ztunnel.state.policies import STAGED_PER_STEP
 from ztunnel.state.store import Changes, Store, Update
 
 HERE = Network("")
@@ -272,6 +275,40 @@ def test_the_store_agrees_with_a_naive_model(sequence: list[Update]) -> None:
         store.apply(update)
         model.apply(update)
         check(store, model)
+
+
+@given(sequence=st.lists(updates.filter(lambda update: not update.replace_all), max_size=6))
+def test_a_store_that_rests_meanwhile_agrees_too(sequence: list[Update]) -> None:
+    store, model = Store(), Model()
+    told: list[Changes] = []
+    store.subscribe(told.append)
+    with mock.patch.object(store_module, "STAGED_MIN", 0):  # as if each were a large one
+        for update in sequence:
+            told.clear()
+            before = model.policies.copy()
+            model.apply(update)
+            steps = store.applying(update)
+            for _ in steps:
+                assert {p.key: p for p in store.policies.all()} in (before, model.policies)
+            check(store, model)
+            changed = {
+                key
+                for key in before.keys() | model.policies.keys()
+                if before.get(key) != model.policies.get(key)
+            }
+            assert [changes.policies for changes in told if changes.policies] == [changed] * bool(
+                changed
+            )
+
+
+def test_a_change_of_policies_that_another_overtakes_is_made_all_the_same() -> None:
+    store = Store()
+    count = 2 * STAGED_PER_STEP
+    steps = store.applying(Update(policies=[a_policy(f"p-{n}") for n in range(count)]))
+    next(steps)
+    store.apply(Update(policies=[a_policy("other")]))
+    list(steps)
+    assert len(store.policies) == count + 1
 
 
 @given(sequence=st.lists(updates, max_size=4))

@@ -211,8 +211,8 @@ def test_synced_means_every_type_was_handled_also_badly_and_also_empty() -> None
 SLICE = delta.RESOURCES_PER_STEP[ADDRESS_TYPE]
 
 
-def many(count: int) -> list[pb.Resource]:
-    return [an_envelope(a_workload(f"w-{i}"), "v") for i in range(count)]
+def many(count: int, version: str = "v") -> list[pb.Resource]:
+    return [an_envelope(a_workload(f"w-{i}"), version) for i in range(count)]
 
 
 def test_a_large_response_goes_over_in_slices_with_removals_last() -> None:
@@ -279,9 +279,10 @@ def test_what_has_no_version_is_looked_at_again_only_if_it_differs() -> None:
     assert versions_told(session)[1] == {"shop/one": "", "shop/same": ""}
 
 
-def test_many_versions_are_told_in_slices() -> None:
+@pytest.mark.parametrize("version", ["v", ""])
+def test_many_versions_are_told_in_slices(version: str) -> None:
     session = a_session()
-    receive(session, a_response(*many(200)))
+    receive(session, a_response(*many(200, version)))
     steps = list(session.connect())
     assert sum(isinstance(step, Paused) for step in steps) > 10
     pieces = next(step.pieces for step in steps if isinstance(step, Outgoing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,7 +14,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.builders import a_policy, a_service, a_workload
 from ztunnel.errors import CallError
+from ztunnel.model.policy import PolicyScope
 from ztunnel.state import settling
+from ztunnel.state.policies import STAGED_PER_STEP
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc_access import LOCAL
@@ -266,6 +269,28 @@ async def test_a_large_response_lets_others_in_between_whole_slices(
     await wait_all_tasks_blocked()
     assert all(count % RESOURCES_PER_STEP[ADDRESS_TYPE] == 0 for count in seen)
     assert len(set(seen)) > 4
+
+
+async def test_many_policies_change_at_once_but_let_others_in_before_it(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    lab, count, seen = Lab(), 5 * STAGED_PER_STEP, [0]
+    there = [a_policy(f"p-{i}", scope=PolicyScope.NAMESPACE) for i in range(count)]
+    lab.snapshot = Snapshot(there)
+    nursery.start_soon(lab.client.run)
+    await wait_all_tasks_blocked()
+
+    async def watch() -> None:
+        while seen[-1] < count:
+            seen.append(sum(policy.dry_run for policy in lab.store.policies.all()))
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(watch)
+    lab.streams[0].push(Snapshot(replace(policy, dry_run=True) for policy in there))
+    await wait_all_tasks_blocked()
+    assert set(seen) == {0, count}
+    reading = count // RESOURCES_PER_STEP[AUTHORIZATION_TYPE]
+    assert len(seen) > reading + 2 * (count // STAGED_PER_STEP)
 
 
 async def test_large_responses_are_kept_from_the_collector_and_small_ones_are_not(

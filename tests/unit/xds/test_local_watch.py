@@ -15,7 +15,7 @@ from ztunnel.model.workload import WorkloadUid
 from ztunnel.state.store import Changes, Store, Update
 from ztunnel.xds import local_watch
 from ztunnel.xds.local import parse_local_config
-from ztunnel.xds.local_watch import WORKLOADS_PER_STEP, LocalConfigWatch, difference_of
+from ztunnel.xds.local_watch import ITEMS_PER_STEP, LocalConfigWatch, difference_of
 
 A, B = a_workload("a", uid="a"), a_workload("b", uid="b", ips=["192.0.2.11"])
 SERVICE, POLICY = a_service(), a_policy()
@@ -173,11 +173,29 @@ async def test_what_the_control_plane_said_is_not_taken_away(tmp_path: Path) -> 
 
 async def test_a_large_change_goes_over_in_slices(tmp_path: Path) -> None:
     path = tmp_path / "mesh.yaml"
-    names = [f"w-{number}" for number in range(3 * WORKLOADS_PER_STEP)]
+    names = [f"w-{number}" for number in range(3 * ITEMS_PER_STEP)]
     async with following(path, a_file()) as followed:
         path.write_text(a_file(*names))
         assert await followed.loaded(1)
-        assert [len(changes.workloads) for changes in followed.changes] == [WORKLOADS_PER_STEP] * 3
+        assert [len(changes.workloads) for changes in followed.changes] == [ITEMS_PER_STEP] * 3
+        followed.changes.clear()
+        path.write_text(a_file(*names[: ITEMS_PER_STEP // 2]))
+        assert await followed.loaded(2)
+        rest = ITEMS_PER_STEP // 2
+        assert [len(changes.workloads) for changes in followed.changes] == [
+            ITEMS_PER_STEP,
+            ITEMS_PER_STEP,
+            rest,
+        ]
+
+
+async def test_a_small_change_is_seen_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.yaml"
+    async with following(path, a_file("a", "b")) as followed:
+        followed.changes.clear()
+        path.write_text(a_file("b", "c"))
+        assert await followed.loaded(1)
+        assert [changes.workloads for changes in followed.changes] == [{"a", "c"}]
 
 
 @pytest.mark.parametrize(
