@@ -10,21 +10,19 @@ import re
 from typing import Final
 
 from h2.errors import ErrorCodes
-from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
+from hpack import NeverIndexedHeaderTuple
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 from ztunnel.errors import TunnelError
 from ztunnel.wire.hbone.events import Headers
 from ztunnel.wire.hbone.settings import DEFAULT_HEADER_TABLE_SIZE
+from ztunnel.wire.hbone.tables import MAX_TABLE_UPDATES, OutgoingTable, Table, decode
 
 CONNECT: Final = b"CONNECT"
 UNIQUE_FIELDS: Final = frozenset((b"forwarded", b"traceparent"))
 _NEVER_INDEXED: Final = {name: b"\x10%c%b" % (len(name), name) for name in UNIQUE_FIELDS}
 Field = tuple[bytes, bytes]
 
-# RFC 7541 s4.2: two updates say everything that can be said. Without a limit one block could hold
-# 64 Ki of them, at a microsecond each.
-MAX_TABLE_UPDATES: Final = 2
 _UPDATE_MASK: Final = 0xE0  # RFC 7541 s6.3: 001 and a five-bit prefix
 _UPDATE: Final = 0x20
 _UPDATE_SIZE_MASK: Final = 0x1F
@@ -58,32 +56,25 @@ class FieldCodec:
 
     __slots__ = (
         "_by_index",
-        "_decoder",
-        "_encoder",
         "_indexed",
         "_max_list_size",
+        "_ours",
+        "_theirs",
     )
 
     def __init__(self, *, max_list_size: int) -> None:
-        self._decoder = Decoder(max_header_list_size=max_list_size)
-        self._encoder = Encoder()
+        self._ours = OutgoingTable()
+        self._theirs = Table()
         self._max_list_size = max_list_size
-        self._by_index: dict[int, Field] = {}  # true until the decoder's table changes
-        self._indexed: dict[Field, bytes] = {}  # true until the encoder's table changes
+        self._by_index: dict[int, Field] = {}  # true until the peer's table changes
+        self._indexed: dict[Field, bytes] = {}  # true until our table changes
 
     def resize(self, size: int) -> None:
         """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
-        encoder = self._encoder
         size = min(size, DEFAULT_HEADER_TABLE_SIZE)
-        if size == encoder.header_table_size:
-            return
-        encoder.header_table_size = size
-        self._indexed.clear()
-        # The encoder remembers every change until its next block; the smallest and the last one
-        # are all the peer needs (RFC 7541 s4.2), and a peer may send any number of SETTINGS.
-        changes = encoder.table_size_changes
-        if len(changes) > MAX_TABLE_UPDATES:
-            changes[:] = [min(changes), changes[-1]]
+        if size != self._ours.maxsize:
+            self._ours.resize(size)
+            self._indexed.clear()
 
     def encode(self, headers: Headers) -> bytes:
         """Print fields as one header block.
@@ -91,7 +82,7 @@ class FieldCodec:
         Without Huffman codes, which cost more time than they save, and without putting fields into
         the table that are new for every tunnel: those would push out the ones that are not.
         """
-        if self._encoder.table_size_changes:  # which must come out in front of all fields
+        if self._ours.size_changes:  # which must come out in front of all fields
             self._indexed.clear()
             return self._encode_by_table(headers)
         indexed = self._indexed
@@ -109,12 +100,10 @@ class FieldCodec:
         return block
 
     def _encode_by_table(self, headers: Headers) -> bytes:
-        fields = [
+        return self._ours.encode(
             NeverIndexedHeaderTuple(*field) if field[0] in UNIQUE_FIELDS else field
             for field in headers
-        ]
-        block: bytes = self._encoder.encode(fields, huffman=False)
-        return block
+        )
 
     def decode(self, block: bytes) -> Headers:
         """Read one header block.
@@ -129,7 +118,7 @@ class FieldCodec:
         self._by_index.clear()
         _check_table_updates(block)
         try:
-            headers = self._decoder.decode(block, raw=True)
+            headers = decode(self._theirs, block, max_list_size=self._max_list_size)
         except OversizedHeaderListError as error:
             raise TunnelError(str(error), code=ErrorCodes.ENHANCE_YOUR_CALM) from error
         except HPACKError as error:
@@ -169,7 +158,7 @@ class FieldCodec:
 
     def _look_up(self, first: int) -> Field | None:
         try:
-            name, value = self._decoder.header_table.get_by_index(first & ~_INDEXED)
+            name, value = self._theirs.get_by_index(first & ~_INDEXED)
         except HPACKError:
             return None
         field = self._by_index[first] = bytes(name), bytes(value)
