@@ -6,6 +6,7 @@ is not known yet does a task wait for that. Every outcome, also the end of the p
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ztunnel.tls.certificate import WorkloadCertificate
     from ztunnel.tls.handshake import Established
     from ztunnel.transport.sockets import Socket
+    from ztunnel.wire.hbone.settings import HboneSettings
 
 log = get("proxy")
 
@@ -190,9 +192,7 @@ class Greeting:
             peer_links=established.peer.links,
         )
         settings = node.server_settings
-        # Peers that have not read our settings yet may be over them in good faith.
-        limits = HboneLimits(max_streams=2 * settings.max_concurrent_streams)
-        core = HboneConnection(client=False, settings=settings, limits=limits)
+        core = HboneConnection(client=False, settings=settings, limits=_limits(settings))
         tunnel = Tunnel(node.reactor, self._sock, established.records, core, self._host, facts)
         self._conclude()
         self._host.on_greeted(self, tunnel, established.leftover, unsent)
@@ -222,3 +222,9 @@ class Greeting:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+@lru_cache(maxsize=1)  # all tunnels of a node share them
+def _limits(settings: HboneSettings) -> HboneLimits:
+    # Peers that have not read our settings yet may be over them in good faith.
+    return HboneLimits(max_streams=2 * settings.max_concurrent_streams)

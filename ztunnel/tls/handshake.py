@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
+from sys import intern
 
 from ztunnel.errors import TlsError
 from ztunnel.tls.alerts import Alert, plaintext_alert
@@ -130,7 +131,9 @@ class Handshake:
         negotiated, version = self._object.cipher(), self._object.version()
         assert negotiated is not None
         assert version is not None
-        cipher, alpn = negotiated[0], self._object.selected_alpn_protocol()
+        # Each tunnel keeps both names for as long as it lives, and they are always the same few.
+        cipher, version = intern(negotiated[0]), intern(version)
+        alpn = self._object.selected_alpn_protocol()
         try:
             peer = PeerCertificate.parse(self._object.getpeercert(binary_form=True) or b"")
             records = self._records(cipher, version)

@@ -58,8 +58,9 @@ class TrafficKeys:
         return self.cipher
 
     def park(self) -> None:
-        """Drop the cipher object until the next use."""
+        """Drop what the secret gives again, until the next use."""
         self.cipher = None
+        self.iv = 0
 
     def advance(self) -> None:
         """Go on with the next generation of keys, as KeyUpdate wants it."""

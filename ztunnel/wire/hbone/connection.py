@@ -100,7 +100,7 @@ class HboneConnection(Messages):
         self._owed = 0
         self.withholding = False
         self._preface_left = b"" if client else PREFACE
-        self._partial = bytearray()
+        self._partial: bytes | bytearray = b""  # which takes nothing, as usual
         self._partial_size = 0  # how long `_partial` must become before it can be read
         self._data_left = 0
         self._data_ends = False
@@ -206,7 +206,7 @@ class HboneConnection(Messages):
 
     def _keep(self, data: memoryview, position: int, size: int) -> int:
         """Copy the rest of `data`, the beginning of something `size` bytes long."""
-        self._partial += data[position:]
+        self._partial = bytearray(data[position:])
         self._partial_size = size
         return len(data)
 
@@ -216,7 +216,7 @@ class HboneConnection(Messages):
         self._partial += data[position:stop]
         if len(self._partial) == self._partial_size:
             whole = memoryview(bytes(self._partial))
-            self._partial = bytearray()
+            self._partial = b""
             # A frame header that became whole may turn out to need its payload: then it is kept
             # again, with the larger size.
             self._begin_frame(whole, 0, len(whole), events)

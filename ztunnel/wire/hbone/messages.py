@@ -50,7 +50,7 @@ class Messages(Steering):
         super().__init__(client=client, settings=settings, limits=limits)
         # The only kind of frame that may come next, None for any.
         self._expected: FrameKind | None = FrameKind.SETTINGS
-        self._block = bytearray()
+        self._block = b""  # of a few fragments at most
         self._block_stream_id = 0
         self._block_ends_stream = False
         self._continuations = 0
@@ -85,8 +85,8 @@ class Messages(Steering):
             self._expected = FrameKind.CONTINUATION
             return
         self._expected = None
-        headers = self._codec.decode(bytes(self._block))
-        self._block = bytearray()
+        headers = self._codec.decode(self._block)
+        self._block = b""
         self._on_block(self._block_stream_id, headers, events)
 
     def _on_block(self, stream_id: int, headers: Headers, events: list[Event]) -> None:
