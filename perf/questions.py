@@ -30,9 +30,7 @@ from ztunnel.model.workload import PodUid
 
 CONNECTIONS = 4000
 TUNNELS = 400
-PARKED_SECONDS = (
-    21.0  # a tunnel parks when it asks a silent peer for a sign of life, which is at 20 s
-)
+PARKED_SECONDS = 3.0  # a tunnel parks a second after it fell silent
 IDLE_SECONDS = 3.0
 FEW_PODS = 10
 LARGE_MESH = (100_000, 5_000, 1_000)  # workloads, services, policies

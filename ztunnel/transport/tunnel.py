@@ -12,13 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
-from ztunnel.transport.buffers import (
-    PLAIN,
-    RECEIVE,
-    SEND,
-    UNIT_FIRST,
-    grown,
-)
+from ztunnel.transport.buffers import PLAIN, RECEIVE, SEND, UNIT_FIRST, grown
 from ztunnel.transport.dispatch import STREAM_EVENTS
 from ztunnel.transport.heartbeat import PING_PAYLOAD, PING_SECONDS, Heartbeat, Pulse
 from ztunnel.transport.outbox import Outbox
@@ -40,6 +34,7 @@ if TYPE_CHECKING:
 
 READS_PER_TURN = 4  # performance.md 11
 HELD_MOST = 64 * 1024 * 1024  # bytes kept for slow readers of one tunnel: 16 full windows
+PARK_SECONDS = 1.0  # what a busy tunnel pays for being parked then is 20 us
 DRAIN_PONG_SECONDS = 1.0  # how long the peer may take to answer the first of two GOAWAYs
 
 
@@ -47,6 +42,7 @@ class Tunnel:
     """An established HBONE connection, either end."""
 
     __slots__ = (
+        "_awake",
         "_dirty",
         "_drain_told",
         "_draining",
@@ -93,6 +89,7 @@ class Tunnel:
         self._waiting: dict[Resumable, None] = {}  # in order of arrival
         self._unit = UNIT_FIRST
         self._hung_up = self._dirty = self._draining = self._drain_told = False
+        self._awake = False  # the records are to be parked
         self._heartbeat = Heartbeat()
 
     def start(self, leftover: bytes, unsent: bytes = b"") -> None:
@@ -250,6 +247,9 @@ class Tunnel:
 
     def _digest(self, size: int) -> None:
         records = self._records
+        if not self._awake:
+            self._awake = True
+            self._reactor.deadline(PARK_SECONDS, self._park)
         try:
             consumed, produced = records.open(RECEIVE[:size], PLAIN)
         except TlsError as error:
@@ -361,7 +361,6 @@ class Tunnel:
     def _on_pong(self, event: happened.PingAcknowledged) -> None:
         if event.payload == DRAIN_PING:
             self._finish_drain()
-        self._reactor.soon(self._records.park)  # else the answer would undo what the question did
 
     def _finish_drain(self) -> None:
         """Say which stream was the last, once: when the peer has answered, or in any case soon."""
@@ -380,8 +379,12 @@ class Tunnel:
         if pulse is Pulse.ASK:
             self.core.ping(PING_PAYLOAD)
             self.flush()
-        self._records.park()  # a busy one pays 10 us for it, and what a peer's ping built goes too
         self._reactor.deadline(PING_SECONDS, self._ping_tick)
+
+    def _park(self) -> None:
+        """Drop the ciphers until there is something to read: whatever we say has an answer."""
+        self._awake = False
+        self._records.park()
 
     def _close_drained(self) -> None:
         if self._outbox.blocked:

@@ -12,6 +12,7 @@ from tests.support.tunnels import (
     CONNECT,
     CONTEXTS,
     Heard,
+    TunnelPair,
     a_reactor,
     a_tunnel_pair,
     facts,
@@ -263,26 +264,36 @@ def is_parked(tunnel: Tunnel) -> bool:
     return all(keys.cipher is None for keys in tunnel._records.directions())  # type: ignore[attr-defined]
 
 
-async def test_the_answer_to_a_ping_does_not_undo_parking() -> None:
+async def until_parked(pair: TunnelPair) -> None:
+    with trio.fail_after(5):
+        while not (is_parked(pair.client) and is_parked(pair.server)):
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_tunnel_parks_soon_after_whatever_woke_it_up(quick_ticks, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PARK_SECONDS", 0.005)
     async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
-        await pair.a_stream()
-        assert not is_parked(pair.client)
-        pair.client.core.ping(module.PING_PAYLOAD)
-        pair.client.flush()
-        await trio.testing.wait_all_tasks_blocked()
-        assert is_parked(pair.client)
-        await pair.a_stream()  # it wakes up when it is needed
+        await until_parked(pair)
+        for _ in range(2):
+            await pair.a_stream()
+            await until_parked(pair)
+            pair.client.core.ping(module.PING_PAYLOAD)
+            pair.client.flush()
+            assert not is_parked(pair.client)
+            await trio.testing.wait_all_tasks_blocked()
+            await until_parked(pair)
 
 
-async def test_an_idle_peer_that_was_pinged_parks_at_its_next_tick(
-    quick_ticks, monkeypatch
-) -> None:
+async def test_a_tunnel_stays_awake_until_then(quick_ticks, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PARK_SECONDS", 60.0)
     monkeypatch.setattr(module, "PING_SECONDS", 0.005)
     async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
         await pair.a_stream()
-        with trio.fail_after(5):
-            while not (is_parked(pair.client) and is_parked(pair.server)):
-                await trio.testing.wait_all_tasks_blocked()
+        later = Heard()
+        reactor.deadline(0.05, later.ended)  # after some pings
+        await later.until("ended")
+        assert not is_parked(pair.client)
+        assert not is_parked(pair.server)
 
 
 async def test_what_came_behind_the_handshake_is_not_lost() -> None:
