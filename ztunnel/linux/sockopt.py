@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
-from ztunnel.model.network import Endpoint, IpAddress, Port, canonical
+from ztunnel.model.network import Endpoint, IpAddress, Port, canonical, ip_text
 
 # Python 3.11 lacks names for these.
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
@@ -18,6 +19,7 @@ IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 IPV6_TRANSPARENT = 75  # linux/in6.h
 IPV6_FREEBIND = 78  # linux/in6.h
 
+IPV6 = 6
 SOCKADDR_IN_BYTES = 16
 SOCKADDR_IN6_BYTES = 28
 
@@ -42,11 +44,17 @@ def original_destination(sock: socket.socket) -> Endpoint:
     Falls back to the local address, which is the destination when nothing was rewritten.
     """
     if raw := _option(sock, socket.SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_BYTES):
-        return Endpoint(IPv4Address(raw[4:8]), Port(int.from_bytes(raw[2:4], "big")))
+        return _v4_endpoint(raw[2:8])
     if raw := _option(sock, socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_BYTES):
         port = Port(int.from_bytes(raw[2:4], "big"))
         return Endpoint(canonical(IPv6Address(raw[8:24])), port)
     return Endpoint.of(sock.getsockname())
+
+
+@lru_cache(maxsize=4096)
+def _v4_endpoint(raw: bytes) -> Endpoint:
+    """Read port and address in network order; remembered, as a node has few destinations."""
+    return Endpoint(IPv4Address(raw[2:]), Port(int.from_bytes(raw[:2], "big")))
 
 
 def _option(sock: socket.socket, level: int, name: int, size: int) -> bytes | None:
@@ -66,13 +74,15 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
 
 
-def set_transparent(sock: socket.socket) -> None:
-    """Let the socket use addresses that are not ours; needs CAP_NET_ADMIN or CAP_NET_RAW.
+def set_transparent(sock: socket.socket, version: int) -> None:
+    """Let the socket use addresses of an IP version that are not ours.
+
+    It needs CAP_NET_ADMIN or CAP_NET_RAW.
 
     Raises:
         OSError: the capability is missing.
     """
-    if sock.family == socket.AF_INET6:
+    if version == IPV6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:
         sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
@@ -92,9 +102,9 @@ def is_transparent(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_IP, IP_TRANSPARENT) == 1
 
 
-def set_freebind(sock: socket.socket) -> None:
-    """Let the socket bind to an address that is not configured here."""
-    if sock.family == socket.AF_INET6:
+def set_freebind(sock: socket.socket, version: int) -> None:
+    """Let the socket bind to an address of an IP version that is not configured here."""
+    if version == IPV6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
     else:
         sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
@@ -115,10 +125,10 @@ def bind_as(sock: socket.socket, ip: IpAddress) -> None:
     Raises:
         OSError: a capability is missing, or `ip` is of another family than the socket.
     """
-    set_transparent(sock)
-    set_freebind(sock)
+    set_transparent(sock, ip.version)
+    set_freebind(sock, ip.version)
     bind_address_no_port(sock)
-    sock.bind((str(ip), 0))
+    sock.bind((ip_text(ip), 0))
 
 
 def set_keepalive(sock: socket.socket, settings: KeepaliveSettings) -> None:

@@ -38,6 +38,11 @@ def _v4_text(number: int) -> str:
     return str(IPv4Address(number))
 
 
+def ip_text(ip: IpAddress) -> str:
+    """Print an address as `str` does, only faster."""
+    return _v4_text(int(ip)) if type(ip) is IPv4Address else str(ip)
+
+
 def parse_port(text: str) -> Port:
     """Read a decimal port from 0 to 65535.
 
@@ -78,9 +83,8 @@ class Endpoint:
         return cls(parse_ip(host), Port(port))
 
     def __str__(self) -> str:
-        if isinstance(self.ip, IPv6Address):
-            return f"[{self.ip}]:{self.port}"
-        return f"{_v4_text(int(self.ip))}:{self.port}"
+        text = ip_text(self.ip)
+        return f"{text}:{self.port}" if ":" not in text else f"[{text}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -57,6 +57,8 @@ class Dial:
         dialler = self._dialler
         self._dialler = None
         self._deadline.cancel()
+        if events & ~WRITABLE:  # data or an end, which is for whoever comes next
+            self._reactor.look_again(self.sock)
         dialler.on_connected(self.sock)
 
     def cancel(self) -> None:

@@ -144,16 +144,15 @@ class Reactor:
             self._epoll.unregister(fd)
 
     def hand_over(self, sock: socket.socket, handler: Handler) -> None:
-        """Give a watched socket to another handler.
-
-        The kernel does not repeat an edge that the old handler has seen, be it data or the end
-        behind the data. Arming anew makes it look again, so the new handler learns of both.
-        """
+        """Give a watched socket to another handler; it learns of what happens from now on."""
         self._handlers[sock.fileno()] = handler
-        self.look_again(sock)
 
     def look_again(self, sock: socket.socket) -> None:
-        """Have the handler of a watched socket told anew what there is; nothing if unwatched."""
+        """Have the kernel report the state of a watched socket as if it were new; else do nothing.
+
+        It does not repeat an edge that a handler has seen, be it data or the end behind the data;
+        whoever takes over from that handler has to learn of both.
+        """
         fd = sock.fileno()
         if fd in self._handlers:
             self._epoll.modify(fd, INTEREST)

@@ -264,7 +264,10 @@ class StreamRelay:
         """Carry the peer's FIN to the application, behind what is pending."""
         self._remote_ended = True
         if self._pending is None and self._ended is not None:
-            self._shut_down()
+            if self._local_ended:
+                self._end(None)  # to close says it, too
+            else:
+                self._shut_down()
 
     def on_reset(self, code: int) -> None:
         """Carry the peer's abort to the application; NO_ERROR is an end in good order."""

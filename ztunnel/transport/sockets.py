@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ztunnel.decide.authorize import Permit
 from ztunnel.errors import ConfigError, PrivilegeError
 from ztunnel.linux import sockopt
+from ztunnel.model.network import ip_text
 from ztunnel.telemetry.log import get
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class SocketFactory:
 
     @staticmethod
     def _begin_connect(sock: socket.socket, target: Endpoint) -> None:
-        code = sock.connect_ex((str(target.ip), target.port))
+        code = sock.connect_ex((ip_text(target.ip), target.port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
 

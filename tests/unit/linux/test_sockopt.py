@@ -68,10 +68,11 @@ def test_reset_on_close_aborts_the_connection() -> None:
 @BOTH
 def test_freebind_takes_an_address_that_is_not_ours(family: socket.AddressFamily) -> None:
     address = {socket.AF_INET: "203.0.113.9", socket.AF_INET6: "2001:db8::9"}[family]
+    version = {socket.AF_INET: 4, socket.AF_INET6: 6}[family]
     with socket.socket(family) as sock:
         with pytest.raises(OSError, match="assign"):
             sock.bind((address, 0))
-        sockopt.set_freebind(sock)
+        sockopt.set_freebind(sock, version)
         sock.bind((address, 0))
         assert sock.getsockname()[0] == address
 
@@ -93,10 +94,10 @@ def test_the_mark_is_set(sock: socket.socket) -> None:
 @needs_root
 @BOTH
 def test_transparent_is_set_for_the_family_of_the_socket(family: socket.AddressFamily) -> None:
-    level, name = {socket.AF_INET: (0, 19), socket.AF_INET6: (41, 75)}[family]
+    level, name, version = {socket.AF_INET: (0, 19, 4), socket.AF_INET6: (41, 75, 6)}[family]
     with socket.socket(family) as sock:
         assert sock.getsockopt(level, name) == 0
-        sockopt.set_transparent(sock)
+        sockopt.set_transparent(sock, version)
         assert sock.getsockopt(level, name) == 1
 
 

@@ -222,6 +222,7 @@ async def test_a_new_handler_learns_of_data_and_of_the_end_that_the_old_one_saw(
         def pass_on(events: int) -> None:
             if events & HUNG_UP:
                 reactor.hand_over(ours, new)
+                reactor.look_again(ours)
 
         old.on_event = pass_on  # type: ignore[method-assign]
         far.send(b"data")
