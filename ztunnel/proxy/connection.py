@@ -116,9 +116,12 @@ class Connection:
 
     def count(self) -> bool:
         """Add to the metrics what moved since the last time; say whether anything did."""
-        received, sent = self.moved()
+        return self._add(self.moved())
+
+    def _add(self, moved: tuple[int, int]) -> bool:
+        received, sent = moved
         more_received, more_sent = received - self._counted[0], sent - self._counted[1]
-        self._counted = (received, sent)
+        self._counted = moved
         if self._traffic is not None:
             self._traffic.add(more_received, more_sent)
         return bool(more_received or more_sent)
@@ -128,8 +131,9 @@ class Connection:
         if self.is_over:
             return
         self.is_over = True
-        self.count()
-        self.record.bytes_from_client, self.record.bytes_from_server = self.moved()
+        moved = self.moved()
+        self._add(moved)
+        self.record.bytes_from_client, self.record.bytes_from_server = moved
         self.release(error)
         if self._traffic is not None:
             self._traffic.closed("-" if error is None else error.response_flag)

@@ -197,7 +197,11 @@ class InboundStream(Connection):
     def _enter_again(self, entrance: Entrance) -> None:
         """Do as for the connection before that asked the same under the same state."""
         admission = self._admission = entrance.admission
-        permit = permit_again(entrance.permit, self._flow_to(admission))
+        permit = entrance.permit
+        if permit.flow is not None and permit.flow.source_endpoint is self.source:
+            self.actual, self.flow = admission.destination, permit.flow  # of the same tunnel
+        else:
+            permit = permit_again(permit, self._flow_to(admission))
         self.opened(entrance.description)
         explain(self.context.node, permit)
         self._connect(admission, permit)

@@ -24,9 +24,9 @@ from ztunnel.errors import (
     ZtunnelError,
 )
 from ztunnel.proxy.double import InnerConnection
-from ztunnel.proxy.requests import tunnel_request
+from ztunnel.proxy.requests import request_head, tunnel_request
 from ztunnel.transport.pool import PoolKey
-from ztunnel.wire.headers import Traceparent
+from ztunnel.wire.headers import new_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,7 +107,7 @@ class StreamOpening:
         self._way = way
         self._hop = way.hop
         self._permit = permit
-        self._traceparent = Traceparent.new(opener.context.node.rng)
+        self._traceparent = new_traceparent(opener.context.node.rng)
         self._tunnel: Tunnel | None = None
         self._stream: Stream | None = None
         self._inner: InnerConnection | None = None
@@ -163,9 +163,13 @@ class StreamOpening:
         opener, hop = self._opener, self._hop
         config = opener.context.node.config
         assert hop.authority is not None
+        way = self._way
+        head = way.head if way.hop is hop else None
+        if head is None:
+            head = request_head(hop.authority, self._workload)
+            way.head = head if way.hop is hop else None
         headers = tunnel_request(
-            hop.authority,
-            workload=self._workload,
+            head,
             source=opener.source,
             service=hop.service,
             traceparent=self._traceparent,

@@ -119,15 +119,15 @@ class OutboundConnection(CapturedConnection):
             self._classify(workload, self._target)
 
     def _classify(self, workload: Workload, target: Endpoint, fetched: Fetched = NOTHING) -> None:
-        permit = self._authorize(target)
         node, ways = self.context.node, self.context.ways
         way = ways.find(target, self.source.ip, node.store.version)
-        if way is not None:
-            self._go(workload, way, permit)
+        if way is not None and way.permit is not None:
+            self._go(workload, way, way.permit)
             return
+        permit = self._authorize(target)
         match self._route(workload, target, fetched):
             case Hop() as hop:
-                way = Way(hop, self.source.ip)
+                way = Way(hop, self.source.ip, permit)
                 # On demand, an address that nobody owns is asked about again.
                 if node.demand is None or hop.workload is not None:
                     way = ways.keep(target, way)

@@ -16,7 +16,6 @@ from ztunnel.wire.headers import (
     TRACEPARENT,
     X_FORWARDED_NETWORK,
     Baggage,
-    Traceparent,
     build_baggage,
     build_forwarded,
     first_value,
@@ -34,25 +33,31 @@ if TYPE_CHECKING:
     from ztunnel.wire.hbone.events import Headers
 
 
+def request_head(authority: Endpoint | HostPort, workload: Workload) -> Headers:
+    """Build what all requests of a workload for tunnels to `authority` begin with."""
+    return [
+        (METHOD, b"CONNECT"),
+        (AUTHORITY, format_authority(authority)),
+        (BAGGAGE, build_baggage(workload)),
+    ]
+
+
 def tunnel_request(
-    authority: Endpoint | HostPort,
+    head: Headers,
     *,
-    workload: Workload,
     source: Endpoint,
     service: Service | None,
-    traceparent: Traceparent,
+    traceparent: bytes,
     network: Network | None = None,
 ) -> Headers:
-    """Build the request for a tunnel to `authority` on behalf of `source`.
+    """Build the request for a tunnel on behalf of `source`; `head` says where to.
 
     `network` is set for the inner request of a double tunnel only.
     """
     headers = [
-        (METHOD, b"CONNECT"),
-        (AUTHORITY, format_authority(authority)),
-        (BAGGAGE, build_baggage(workload)),
+        *head,
         (FORWARDED, build_forwarded(source, None if service is None else service.hostname)),
-        (TRACEPARENT, bytes(traceparent)),
+        (TRACEPARENT, traceparent),
     ]
     if network is not None:
         headers.append((X_FORWARDED_NETWORK, network.encode()))

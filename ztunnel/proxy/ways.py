@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ztunnel.decide.authorize import Permit
     from ztunnel.decide.route import Hop
     from ztunnel.model.network import Endpoint, IpAddress
     from ztunnel.proxy.labels import Description
     from ztunnel.transport.pool import PoolKey
+    from ztunnel.wire.hbone.events import Headers
 
 WAYS_MAX = 128  # a kibibyte each, and a node has hundreds of pods
 
@@ -26,6 +28,8 @@ class Way:
 
     hop: Hop
     source_ip: IpAddress
+    permit: Permit | None = None  # to call the target that it leads to
+    head: Headers | None = None  # of the request for a tunnel
     description: Description | None = None
     key: PoolKey | None = None
 

@@ -238,11 +238,6 @@ class Traceparent:
     flags: str = "00"
 
     @classmethod
-    def new(cls, random: Random) -> Self:
-        """Make a fresh one."""
-        return cls(f"{random.getrandbits(128):032x}", f"{random.getrandbits(64):016x}")
-
-    @classmethod
     def parse(cls, value: bytes) -> Self | None:
         """Read exactly 55 characters of a known form; None for anything else, never an error."""
         match = _TRACEPARENT.fullmatch(value)
@@ -253,5 +248,8 @@ class Traceparent:
             return None  # what the standard says means nothing
         return cls(trace_id, parent_id, flags)
 
-    def __bytes__(self) -> bytes:
-        return f"00-{self.trace_id}-{self.parent_id}-{self.flags}".encode("ascii")
+
+def new_traceparent(random: Random) -> bytes:
+    """Print a fresh one."""
+    ids = f"{random.getrandbits(128 + 64):048x}"
+    return f"00-{ids[:32]}-{ids[32:]}-00".encode("ascii")

@@ -9,18 +9,21 @@ from hypothesis import given, strategies as st
 from tests.support.builders import a_service, a_workload
 from ztunnel.errors import RejectedError
 from ztunnel.model.network import Endpoint, HostPort, Network, Port
-from ztunnel.proxy.requests import TunnelRequest, response_headers, tunnel_request
-from ztunnel.wire.headers import Traceparent, parse_baggage
+from ztunnel.proxy.requests import TunnelRequest, request_head, response_headers, tunnel_request
+from ztunnel.wire.headers import new_traceparent, parse_baggage
 
 SOURCE = Endpoint.parse("192.0.2.1:40000")
-TRACE = Traceparent.new(random.Random(1))
+TRACE = new_traceparent(random.Random(1))
 
 
 def request(**more):
+    head = request_head(
+        more.pop("authority", Endpoint.parse("192.0.2.10:8080")),
+        more.pop("workload", a_workload("frontend-0")),
+    )
     return tunnel_request(
-        Endpoint.parse("192.0.2.10:8080"),
+        head,
         **{
-            "workload": a_workload("frontend-0"),
             "source": SOURCE,
             "service": None,
             "traceparent": TRACE,

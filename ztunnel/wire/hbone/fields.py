@@ -40,6 +40,7 @@ _STATUS: Final = re.compile(rb"[1-5][0-9][0-9]")
 
 _REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
 _RESPONSE_PSEUDO: Final = frozenset((b":status",))
+_OURS: Final = frozenset((b"baggage", *UNIQUE_FIELDS))  # names that need no further look
 _CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
@@ -218,7 +219,7 @@ def _split(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes] | 
             if regular or name in pseudo or name not in allowed:
                 return None
             pseudo[name] = value
-        elif not _is_regular(name, value):
+        elif name not in _OURS and not _is_regular(name, value):
             return None
         else:
             regular = True
