@@ -20,7 +20,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -46,13 +46,18 @@ TO_POD_PREFERENCE = 512
 PROTOCOL = 133  # nobody's in iproute2's list; a nod to the mark 1337
 _EARLY_DEMUX = Path("/proc/sys/net/ipv4/tcp_early_demux")
 _TABLE_MAIN, _TABLE_LOCAL = 254, 255
-_HOST_BITS = 32
+_USUAL_TABLES = frozenset({_TABLE_MAIN, _TABLE_LOCAL})
+_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
+_VERSIONS = (4, 6)
+_FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _HEAD_BYTES = 12  # struct rtmsg and struct fib_rule_hdr
-_HEAD_DST_LEN, _HEAD_TYPE = 1, 7  # the rule's header has its action where a route has its type
+_HEAD_FAMILY, _HEAD_DST_LEN = 0, 1
+_HEAD_TYPE = 7  # where the rule's header has its action
 _FRA_DST, _FRA_SUPPRESS_PREFIXLEN, _FRA_PROTOCOL = 1, 14, 21
 _UNICAST, _TO_TABLE = 1, 1  # RTN_UNICAST, FR_ACT_TO_TBL
 _NEW_RULE, _DELETE_RULE, _GET_RULE, _GET_ROUTE = 32, 33, 34, 26  # RTM_*
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_ROUTE_ATTRIBUTES = frozenset({_RTA_DST, _RTA_OIF, _RTA_TABLE})
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE = 3, 6, 15
 _OUR_ATTRIBUTES = frozenset(  # the kernel says of every rule how long prefixes must be
     {_FRA_DST, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL}
@@ -70,7 +75,7 @@ class Host(Protocol):
 class HostRoute:
     """Where the host sends what is for one address; `interface`: the host's end of a pod's link."""
 
-    ip: IPv4Address
+    ip: IpAddress
     table: int
     interface: str
 
@@ -88,20 +93,22 @@ class InputRule:
 class OurRule:
     """A rule of ours: for what is sent to an address, or for what comes in by an interface."""
 
-    selector: IPv4Address | str
+    version: int  # of IP
+    selector: IpAddress | str
     table: int
     preference: int
 
     def __str__(self) -> str:
         word = "iif" if isinstance(self.selector, str) else "to"
-        return f"{word} {self.selector} lookup {self.table} pref {self.preference}"
+        what = f"{word} {self.selector} lookup {self.table} pref {self.preference}"
+        return f"IPv{self.version} {what}"
 
 
 @dataclass(frozen=True, slots=True)
 class Detour:
     """The two rules that one pod's address needs."""
 
-    ip: IPv4Address
+    ip: IpAddress
     table: int
     interface: str
     from_pod_preference: int
@@ -109,20 +116,24 @@ class Detour:
     @property
     def rules(self) -> tuple[OurRule, OurRule]:
         """Both: to the pod, and from it."""
+        version = self.ip.version
         return (
-            OurRule(self.ip, self.table, TO_POD_PREFERENCE),
-            OurRule(self.interface, _TABLE_LOCAL, self.from_pod_preference),
+            OurRule(version, self.ip, self.table, TO_POD_PREFERENCE),
+            OurRule(version, self.interface, _TABLE_LOCAL, self.from_pod_preference),
         )
 
 
 def plan_detour(
-    ip: IPv4Address, routes: Iterable[HostRoute], rules: Iterable[InputRule]
+    ip: IpAddress, routes: Iterable[HostRoute], rules: Iterable[InputRule]
 ) -> Detour | None:
-    """Say which rules an address needs; None if it has no table of its own."""
+    """Say which rules an address needs; None if it has no table of its own.
+
+    `routes` and `rules` are those of the address's version.
+    """
     mine = {
         (route.interface, route.table)
         for route in routes
-        if route.ip == ip and route.table not in (_TABLE_MAIN, _TABLE_LOCAL)
+        if route.ip == ip and route.table not in _USUAL_TABLES
     }
     for rule in rules:
         if (rule.interface, rule.table) in mine and rule.preference > 0:
@@ -147,7 +158,7 @@ class Detours:
         Raises:
             RedirectError: the kernel refused something; the address has none of the rules then.
         """
-        wanted = _v4(ips)
+        wanted = list(ips)
         if not wanted or not self._may_make():
             return
         with _opened(self._host) as sock:
@@ -178,9 +189,9 @@ class Detours:
         Raises:
             RedirectError: the kernel refused something.
         """
-        wanted = _v4(ips) if self._makes else []
+        wanted = list(ips) if self._makes else []
         with _opened(self._host) as sock:
-            found = {rule for body in _dump(sock, _GET_RULE) if (rule := _our_rule(body))}
+            found = {rule for version in _VERSIONS for rule in _our_rules(sock, version)}
             may_make = bool(wanted) and self._may_make()
             plans = self._plans(sock, wanted) if may_make or found else {}
             if not may_make:  # those of pods that live stay nevertheless
@@ -211,20 +222,28 @@ class Detours:
                 _send(sock, _DELETE_RULE, rule, tolerated=errno.ENOENT)
             self._made.pop(ip, None)
 
-    def _plans(self, sock: NetlinkSocket, ips: Iterable[IPv4Address]) -> dict[IpAddress, Detour]:
-        routes, rules = self._routes(sock), list(_rules(sock))
-        plans = ((ip, plan_detour(ip, routes, rules)) for ip in ips)
-        return {ip: plan for ip, plan in plans if plan is not None}
+    def _plans(self, sock: NetlinkSocket, ips: Iterable[IpAddress]) -> dict[IpAddress, Detour]:
+        plans: dict[IpAddress, Detour] = {}
+        for version in {ip.version for ip in ips}:
+            wanted = {ip for ip in ips if ip.version == version}
+            routes = self._routes(sock, version, wanted)
+            rules = list(_rules(sock, version)) if routes else []
+            for ip in wanted:
+                if plan := plan_detour(ip, routes, rules):
+                    plans[ip] = plan
+        return plans
 
-    def _routes(self, sock: NetlinkSocket) -> list[HostRoute]:
+    def _routes(self, sock: NetlinkSocket, version: int, wanted: set[IpAddress]) -> list[HostRoute]:
         found = []
-        for body in _dump(sock, _GET_ROUTE):
+        for body in _dump(sock, _GET_ROUTE, version):
             attributes = dict(attributes_in(body[_HEAD_BYTES:]))
-            is_host_route = (body[_HEAD_DST_LEN], body[_HEAD_TYPE]) == (_HOST_BITS, _UNICAST)
-            if is_host_route and {_RTA_DST, _RTA_OIF, _RTA_TABLE} <= attributes.keys():
-                name = self._name(_number(attributes[_RTA_OIF]))
-                ip = IPv4Address(attributes[_RTA_DST])
-                found.append(HostRoute(ip, _number(attributes[_RTA_TABLE]), name))
+            if body[_HEAD_TYPE] != _UNICAST or not attributes.keys() >= _ROUTE_ATTRIBUTES:
+                continue
+            packed = attributes[_RTA_DST]
+            table = _number(attributes[_RTA_TABLE])
+            is_whole = body[_HEAD_DST_LEN] == 8 * len(packed)
+            if is_whole and table not in _USUAL_TABLES and (ip := ip_address(packed)) in wanted:
+                found.append(HostRoute(ip, table, self._name(_number(attributes[_RTA_OIF]))))
         return found
 
     def _name(self, index: int) -> str:
@@ -248,8 +267,8 @@ def _opened(host: Host) -> NetlinkSocket:
         raise RedirectError(f"cannot enter the host's namespace: {exc}") from exc
 
 
-def _rules(sock: NetlinkSocket) -> Iterator[InputRule]:
-    for body in _dump(sock, _GET_RULE):
+def _rules(sock: NetlinkSocket, version: int) -> Iterator[InputRule]:
+    for body in _dump(sock, _GET_RULE, version):
         attributes = dict(attributes_in(body[_HEAD_BYTES:]))
         name = _interface(attributes)
         if name and body[_HEAD_TYPE] == _TO_TABLE and _FRA_PRIORITY in attributes:
@@ -257,7 +276,13 @@ def _rules(sock: NetlinkSocket) -> Iterator[InputRule]:
             yield InputRule(name, _number(attributes[_FRA_TABLE]), preference)
 
 
-def _our_rule(body: bytes) -> OurRule | None:
+def _our_rules(sock: NetlinkSocket, version: int) -> Iterator[OurRule]:
+    for body in _dump(sock, _GET_RULE, version):
+        if rule := _our_rule(body, version):
+            yield rule
+
+
+def _our_rule(body: bytes, version: int) -> OurRule | None:
     """Read a rule, if it is ours."""
     attributes = dict(attributes_in(body[_HEAD_BYTES:]))
     is_marked = attributes.get(_FRA_PROTOCOL) == bytes([PROTOCOL])
@@ -265,31 +290,30 @@ def _our_rule(body: bytes) -> OurRule | None:
         return None
     table = _number(attributes.get(_FRA_TABLE, bytes(4)))
     preference = _number(attributes.get(_FRA_PRIORITY, bytes(4)))
-    name = _interface(attributes)
-    match body[_HEAD_DST_LEN]:
-        case 32 if not name and preference == TO_POD_PREFERENCE:
-            return OurRule(IPv4Address(attributes[_FRA_DST]), table, preference)
-        case 0 if name and table == _TABLE_LOCAL:
-            return OurRule(name, table, preference)
-        case _:
-            return None
+    name, packed = _interface(attributes), attributes.get(_FRA_DST, b"")
+    if name and not packed and table == _TABLE_LOCAL:
+        return OurRule(version, name, table, preference)
+    is_whole = bool(packed) and body[_HEAD_DST_LEN] == 8 * len(packed)
+    if is_whole and not name and preference == TO_POD_PREFERENCE:
+        return OurRule(version, ip_address(packed), table, preference)
+    return None
 
 
 def _interface(attributes: dict[int, bytes]) -> str:
     return attributes.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode("ascii", "replace")
 
 
-def _v4(ips: Iterable[IpAddress]) -> list[IPv4Address]:
-    return [ip for ip in ips if isinstance(ip, IPv4Address)]
-
-
-def _dump(sock: NetlinkSocket, kind: int) -> list[bytes]:
+def _dump(sock: NetlinkSocket, kind: int, version: int) -> list[bytes]:
     message = fibmsg() if kind == _GET_RULE else rtmsg()
-    message["family"] = socket.AF_INET
+    message["family"] = family = _FAMILIES[version]
     try:
-        return sock.dump(encode(message, kind=kind, flags=NLM_F_DUMP, sequence=1))
+        bodies = sock.dump(encode(message, kind=kind, flags=NLM_F_DUMP, sequence=1))
     except OSError as exc:
+        if exc.errno in _NO_SUCH_FAMILY:
+            return []
         raise RedirectError(f"cannot read the host's routes: {exc}") from exc
+    # For a family that it lacks, a kernel may show those that it has.
+    return [body for body in bodies if body[_HEAD_FAMILY] == family]
 
 
 def _number(value: bytes) -> int:
@@ -308,12 +332,12 @@ def _make(sock: NetlinkSocket, detour: Detour) -> None:
 
 def _message(rule: OurRule) -> fibmsg:
     message = fibmsg()
-    message["family"] = socket.AF_INET
+    message["family"] = _FAMILIES[rule.version]
     message["action"] = _TO_TABLE
     if isinstance(rule.selector, str):
         selector = ("FRA_IIFNAME", rule.selector)
     else:
-        message["dst_len"] = _HOST_BITS
+        message["dst_len"] = rule.selector.max_prefixlen
         selector = ("FRA_DST", str(rule.selector))
     message["attrs"] = [
         ("FRA_TABLE", rule.table),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ import pytest
 from cni.redirect.branch_eni import Detour, Detours, HostRoute, InputRule, plan_detour
 from cni.redirect.errors import RedirectError
 from tests.support.namespaces import needs_root, open_descriptors, output_of
-from ztunnel.devmesh.cluster import Cluster, Node, Pod
-from ztunnel.model.network import IpAddress
+from ztunnel.devmesh.cluster import Cluster, Pod
+from ztunnel.model.network import IpAddress, parse_ip
 
-POD, OTHER = ip_address("10.1.0.1"), ip_address("10.1.0.2")
-OURS = ("protocol", "133", "pref")
+POD, OTHER = parse_ip("10.1.0.1"), parse_ip("10.1.0.2")
 POD_RULE = re.compile(r"^(9:\t.* iif pod\d+ lookup local|512:\t.* to \S+ lookup \d+) proto 133$")
+IPV4 = (POD, OTHER, parse_ip("10.1.0.99"))
+IPV6 = (parse_ip("fd00::1"), parse_ip("fd00::2"), parse_ip("fd00::99"))
 VETH_ROUTE = HostRoute(POD, 101, "vlan1")
 VETH_RULE = InputRule("vlan1", 101, 10)
 
@@ -39,186 +40,227 @@ def test_any_other_needs_none(route: HostRoute, rule: InputRule) -> None:
     assert plan_detour(POD, [route], [rule]) is None
 
 
+class Site:
+    """A host as the CNI of AWS leaves it, with a pod that has an interface of its own."""
+
+    def __init__(self, cluster: Cluster, ips: tuple[IpAddress, IpAddress, IpAddress]) -> None:
+        self.pod, self.other, self.usual = ips  # the last one has no table
+        self.cluster = cluster
+        self.pods: dict[str, Pod] = {}
+        self.node = cluster.add_node("node")
+        self.add_pod(self.pod, table=101)
+        self.set_demux("0")
+
+    def detours(self, *, makes: bool = True) -> Detours:
+        return Detours(self.node.netns, makes=makes)
+
+    def add_pod(self, ip: IpAddress, *, table: int) -> str:
+        """Add a pod whose traffic has a table of its own; return its link's name."""
+        name, v4 = f"pod-{table}", f"10.9.0.{table}"
+        added: Pod = (
+            self.cluster.add_pod(self.node, name, str(ip))
+            if ip.version == 4
+            else self.cluster.add_pod(self.node, name, v4, str(ip))
+        )
+        link = f"pod{added.port}"
+        self.ip(f"route add {ip}/{ip.max_prefixlen} dev {link} table {table}")
+        self.ip(f"rule add iif {link} lookup {table} pref 10")
+        self.pods[link] = added
+        return link
+
+    def remove_pod(self, link: str, *, table: int) -> None:
+        """Do as container runtime and CNI do when a pod ends."""
+        self.cluster.remove_pod(self.pods.pop(link))
+        self.ip(f"rule del iif {link} lookup {table}")
+
+    def ip(self, words: str) -> str:
+        return output_of(self.node, "ip", f"-{self.pod.version}", *words.split())
+
+    def rules(self) -> list[str]:
+        # Whether the interface is there at the moment does not matter here.
+        return self.ip("rule").replace(" [detached]", "").splitlines()
+
+    def ours(self) -> list[str]:
+        return list(filter(POD_RULE.search, self.rules()))
+
+    def set_demux(self, value: str) -> None:
+        self.node.netns.call(
+            lambda: Path("/proc/sys/net/ipv4/tcp_early_demux").write_text(value, encoding="ascii")
+        )
+
+
+@pytest.fixture(params=[IPV4, IPV6], ids=["IPv4", "IPv6"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with Cluster() as cluster:
+        yield Site(cluster, request.param)
+
+
 @pytest.mark.netns
 @needs_root
 @pytest.mark.requires_program("ip")
 class TestOnAHost:
-    @pytest.fixture
-    def cluster(self) -> Iterator[Cluster]:
-        with Cluster() as cluster:
-            yield cluster
-
-    @pytest.fixture
-    def node(self, cluster: Cluster) -> Node:
-        """A host as the CNI of AWS leaves it for a pod with an interface of its own."""
-        node = cluster.add_node("node")
-        branch_pod(cluster, node, POD, table=101)
-        demux(node, "0")
-        return node
-
-    def test_rules_come_and_go_with_the_address(self, node: Node) -> None:
-        before, fds = rules(node), open_descriptors()
-        detours = Detours(node.netns)
+    def test_rules_come_and_go_with_the_address(self, site: Site) -> None:
+        before, fds = site.rules(), open_descriptors()
+        detours = site.detours()
         for _ in range(2):  # the second time they are there
-            detours.put([POD, OTHER, ip_address("fd00::1")])
-        added = [line for line in rules(node) if line not in before]
-        assert len(added) == 2
-        assert added[0].startswith("9:\tfrom all iif pod")
-        assert added[0].endswith("lookup local proto 133")
-        assert added[1] == f"512:\tfrom all to {POD} lookup 101 proto 133"
-        detours.drop([POD, OTHER])
-        assert rules(node) == before
-        detours.drop([POD])
-        detours.settle([POD])
-        assert len(rules(node)) == len(before) + 2
-        detours.settle([OTHER])
-        assert rules(node) == before
-        detours.put([POD])
+            detours.put([site.pod, site.other, site.usual])
+        added = [line for line in site.rules() if line not in before]
+        assert added == [
+            "9:\tfrom all iif pod10 lookup local proto 133",
+            f"512:\tfrom all to {site.pod} lookup 101 proto 133",
+        ]
+        detours.drop([site.pod, site.other])
+        assert site.rules() == before
+        detours.drop([site.pod])
+        detours.settle([site.pod])
+        assert len(site.rules()) == len(before) + 2
+        detours.settle([site.other])
+        assert site.rules() == before
+        detours.put([site.pod])
         detours.clear()
-        assert rules(node) == before
+        assert site.rules() == before
         assert open_descriptors() == fds
 
-    def test_what_another_agent_left_is_taken_over(self, node: Node) -> None:
-        before = rules(node)
-        Detours(node.netns).put([POD])
-        successor = Detours(node.netns)
-        successor.put([POD])
-        successor.drop([POD])
-        assert rules(node) == before
+    def test_what_another_agent_left_is_taken_over(self, site: Site) -> None:
+        before = site.rules()
+        site.detours().put([site.pod])
+        successor = site.detours()
+        successor.put([site.pod])
+        successor.drop([site.pod])
+        assert site.rules() == before
 
-    def test_what_was_left_of_a_pod_that_went_while_no_agent_ran_goes(
-        self, cluster: Cluster, node: Node
-    ) -> None:
-        gone = branch_pod(cluster, node, OTHER, table=102)
-        add_foreign_rules(node)
-        before = rules(node)
-        Detours(node.netns).put([POD])
-        lives = rules(node)
-        Detours(node.netns).put([OTHER])
-        assert len(rules(node)) == len(lives) + 2
-        cluster.remove_pod(gone)
-        output_of(node, "ip", "rule", "del", "iif", f"pod{gone.port}", "lookup", "102")
+    def test_what_was_left_of_a_pod_that_went_while_no_agent_ran_goes(self, site: Site) -> None:
+        link = site.add_pod(site.other, table=102)
+        add_foreign_rules(site)
+        before = site.rules()
+        site.detours().put([site.pod])
+        lives = site.rules()
+        site.detours().put([site.other])
+        assert len(site.rules()) == len(lives) + 2
+        site.remove_pod(link, table=102)
         for noted in (before, lives):
-            noted.remove(f"10:\tfrom all iif pod{gone.port} lookup 102")
-        successor = Detours(node.netns)
-        assert successor.settle([POD]) == [
-            f"iif pod{gone.port} lookup 255 pref 9",
-            f"to {OTHER} lookup 102 pref 512",
+            noted.remove(f"10:\tfrom all iif {link} lookup 102")
+        successor = site.detours()
+        version = f"IPv{site.pod.version}"
+        assert successor.settle([site.pod]) == [
+            f"{version} iif {link} lookup 255 pref 9",
+            f"{version} to {site.other} lookup 102 pref 512",
         ]
-        assert rules(node) == lives
-        assert successor.settle([POD]) == []
+        assert site.rules() == lives
+        assert successor.settle([site.pod]) == []
         successor.clear()
-        assert rules(node) == before
+        assert site.rules() == before
 
     def test_an_agent_that_goes_for_good_or_may_make_none_removes_what_others_left(
-        self, node: Node
+        self, site: Site
     ) -> None:
-        before = rules(node)
+        before = site.rules()
         for leave in (
-            lambda: Detours(node.netns).clear(),
-            lambda: Detours(node.netns, makes=False).settle([POD]),
+            lambda: site.detours().clear(),
+            lambda: site.detours(makes=False).settle([site.pod]),
         ):
-            Detours(node.netns).put([POD])
-            assert rules(node) != before
+            site.detours().put([site.pod])
+            assert site.rules() != before
             leave()
-            assert rules(node) == before
-        Detours(node.netns, makes=False).put([POD])
-        assert rules(node) == before
+            assert site.rules() == before
+        site.detours(makes=False).put([site.pod])
+        assert site.rules() == before
 
-    def test_a_rule_that_somebody_removed_comes_back(self, node: Node) -> None:
-        detours = Detours(node.netns)
-        detours.settle([POD])
-        made = rules(node)
-        for line in filter(POD_RULE.search, made):
+    def test_a_rule_that_somebody_removed_comes_back(self, site: Site) -> None:
+        detours = site.detours()
+        detours.settle([site.pod])
+        made = site.rules()
+        assert len(site.ours()) == 2
+        for line in site.ours():
             preference, _, rest = line.partition(":\tfrom all ")
-            output_of(node, "ip", "rule", "del", *rest.split(), "pref", preference)
-            assert rules(node) != made
-            detours.settle([POD])
-            assert rules(node) == made
+            site.ip(f"rule del {rest} pref {preference}")
+            assert site.rules() != made
+            detours.settle([site.pod])
+            assert site.rules() == made
 
     def test_an_address_that_has_gone_to_another_pod_takes_that_ones_table(
-        self, cluster: Cluster, node: Node
+        self, site: Site
     ) -> None:
-        detours = Detours(node.netns)
-        detours.put([POD])
-        output_of(node, "ip", "route", "flush", "table", "101")
-        new = branch_pod(cluster, node, OTHER, table=102)
-        link = f"pod{new.port}"
-        output_of(node, "ip", "route", "add", f"{POD}/32", "dev", link, "table", "102")
-        detours.put([POD])
-        made = [line for line in rules(node) if POD_RULE.search(line)]
-        assert made == [
+        detours = site.detours()
+        detours.put([site.pod])
+        site.ip("route flush table 101")
+        link = site.add_pod(site.other, table=102)
+        site.ip(f"route add {site.pod}/{site.pod.max_prefixlen} dev {link} table 102")
+        detours.put([site.pod])
+        assert site.ours() == [
             f"9:\tfrom all iif {link} lookup local proto 133",
-            f"512:\tfrom all to {POD} lookup 102 proto 133",
+            f"512:\tfrom all to {site.pod} lookup 102 proto 133",
         ]
 
     def test_rules_of_pods_that_live_stay_also_if_demultiplexing_is_switched_on(
-        self, node: Node
+        self, site: Site
     ) -> None:
-        Detours(node.netns).put([POD])
-        lives = rules(node)
-        output_of(node, "ip", "rule", "add", "to", str(OTHER), "lookup", "101", *OURS, "512")
-        demux(node, "1")
-        successor = Detours(node.netns)
-        successor.settle([POD])
-        assert rules(node) == lives
-        successor.drop([POD])
-        assert not any(map(POD_RULE.search, rules(node)))
+        site.detours().put([site.pod])
+        lives = site.rules()
+        site.ip(f"rule add to {site.other} lookup 101 protocol 133 pref 512")
+        site.set_demux("1")
+        successor = site.detours()
+        successor.settle([site.pod])
+        assert site.rules() == lives
+        successor.drop([site.pod])
+        assert site.ours() == []
 
-    def test_with_early_demultiplexing_the_host_is_left_alone(self, node: Node) -> None:
-        demux(node, "1")
-        before = rules(node)
-        Detours(node.netns).put([POD])
-        assert rules(node) == before
+    def test_with_early_demultiplexing_the_host_is_left_alone(self, site: Site) -> None:
+        site.set_demux("1")
+        before = site.rules()
+        detours = site.detours()
+        detours.put([site.pod])
+        detours.settle([site.pod])
+        assert site.rules() == before
 
     def test_if_the_second_rule_is_refused_the_first_one_goes(
-        self, node: Node, monkeypatch: pytest.MonkeyPatch
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        before = rules(node)
+        before = site.rules()
         # The kernel knows no interface with a name as long as this.
         monkeypatch.setattr(Detours, "_name", lambda self, index: "x" * 20)
         monkeypatch.setattr(
-            "cni.redirect.branch_eni._rules", lambda sock: iter([InputRule("x" * 20, 101, 10)])
+            "cni.redirect.branch_eni._rules", lambda sock, _: iter([InputRule("x" * 20, 101, 10)])
         )
-        detours = Detours(node.netns)
+        detours = site.detours()
         with pytest.raises(RedirectError, match="cannot change the host's rules"):
-            detours.put([POD])
-        assert rules(node) == before
+            detours.put([site.pod])
+        assert site.rules() == before
         detours.clear()
 
 
-def branch_pod(cluster: Cluster, node: Node, ip: IpAddress, *, table: int) -> Pod:
-    """Add a pod whose traffic has a table of its own."""
-    pod = cluster.add_pod(node, f"pod-{table}", str(ip))
-    link, number = f"pod{pod.port}", str(table)
-    output_of(node, "ip", "route", "add", f"{ip}/32", "dev", link, "table", number)
-    output_of(node, "ip", "rule", "add", "iif", link, "lookup", number, "pref", "10")
-    return pod
-
-
-def add_foreign_rules(node: Node) -> None:
+def add_foreign_rules(site: Site) -> None:
     """Add rules of others that look like ours, in all but one thing."""
-    before = rules(node)
+    before, ip = site.rules(), site.other
+    network = ip_network((ip, ip.max_prefixlen - 8), strict=False)
     for words in (
-        f"to {OTHER} lookup 102 pref 512",  # as the reference's agent makes them
+        f"to {ip} lookup 102 pref 512",  # as the reference's agent makes them
         "iif pod11 lookup local pref 9",
-        f"to {OTHER} lookup 102 pref 512 protocol 134",
-        f"to {OTHER} lookup 102 pref 511 protocol 133",
-        f"to {OTHER} iif pod11 lookup 104 pref 512 protocol 133",
-        f"to {OTHER} fwmark 1 lookup 104 pref 512 protocol 133",
-        f"from {OTHER} lookup 102 pref 512 protocol 133",
+        f"to {ip} lookup 102 pref 512 protocol 134",
+        f"to {ip} lookup 102 pref 511 protocol 133",
+        f"to {ip} iif pod11 lookup 104 pref 512 protocol 133",
+        f"to {ip} fwmark 1 lookup 104 pref 512 protocol 133",
+        f"from {ip} lookup 102 pref 512 protocol 133",
         "iif pod11 lookup 103 pref 9 protocol 133",
-        "to 10.1.0.0/24 lookup 102 pref 512 protocol 133",
-        f"to {OTHER} unreachable pref 512 protocol 133",
+        f"to {network} lookup 102 pref 512 protocol 133",
+        f"to {ip} unreachable pref 512 protocol 133",
     ):
-        output_of(node, "ip", "rule", "add", *words.split())
-    assert len(rules(node)) == len(before) + 10
+        site.ip(f"rule add {words}")
+    assert len(site.rules()) == len(before) + 10
 
 
-def rules(node: Node) -> list[str]:
-    # Whether the interface is there at the moment does not matter here.
-    return output_of(node, "ip", "rule").replace(" [detached]", "").splitlines()
-
-
-def demux(node: Node, value: str) -> None:
-    node.netns.call(lambda: Path("/proc/sys/net/ipv4/tcp_early_demux").write_text(value))
+@pytest.mark.netns
+@needs_root
+@pytest.mark.requires_program("ip")
+def test_a_pod_with_both_families_has_rules_in_each() -> None:
+    with Cluster() as cluster:
+        site = Site(cluster, IPV6)
+        v4, v6 = next(iter(site.pods.values())).addresses
+        for words in (f"route add {v4}/32 dev pod10 table 101", "rule add iif pod10 lookup 101"):
+            output_of(site.node, "ip", "-4", *words.split())
+        site.detours().put([v4, v6])
+        both = [output_of(site.node, "ip", flag, "rule") for flag in ("-4", "-6")]
+        assert [text.count("proto 133") for text in both] == [2, 2]
+        assert len(site.detours().settle([v6])) == 2
+        assert len(site.ours()) == 2
+        assert "proto 133" not in output_of(site.node, "ip", "-4", "rule")
