@@ -14,6 +14,7 @@ pytest.importorskip("cri_api")
 import grpc
 
 from cni.redirect.apply import inspect_redirect
+from cni.redirect.branch_eni import PROTOCOL, TO_POD_PREFERENCE
 from cni.redirect.host import read_members
 from cni.redirect.plan import PROBE_SOURCES, RedirectPlan
 from tests.support.cri import wait_until
@@ -255,9 +256,16 @@ def test_an_agent_that_is_uninstalled_leaves_nothing_if_asked_to(world: World) -
     node.settings["ZTUNNEL_CNI_RELEASE_ON_UNINSTALL"] = "true"
     node.start_agent()
     node.wait_agent()
+    foreign = ("to", "10.99.0.1", "lookup", "99", "pref", str(TO_POD_PREFERENCE))
+    ours = (*foreign, "protocol", str(PROTOCOL))
     try:
+        for rule in (ours, foreign):
+            node.ip("rule", "add", *rule)
         world.outside.do(lambda api: api.uninstall(is_gone=True))
         node.stop_agent()
+        with pytest.raises(OSError, match="No such file"):
+            node.ip("rule", "del", *ours)
+        node.ip("rule", "del", *foreign)
         assert world.status(client) is None
         assert not is_redirected(client)
         assert node.chain() == node.containerd.primary(*node.subnets)
