@@ -1,12 +1,12 @@
-"""What a mesh costs when it arrives: first sync, reconnect and churn over the real gRPC stream.
+"""What a mesh costs when it arrives, changes and goes, over the real gRPC stream.
 
     python -m perf.xds [workloads] [services] [policies] [whole]
 
 With `whole` all addresses come in one message, as from istiod; else in many, as from our own.
-The control plane is a process of its own. CPU is this process's, less what measuring
-costs while nothing happens. A turn is how long one task kept the loop, by the thread's CPU time. A
-stall is how late a task is that wants to run every millisecond, so it is what a connection would
-feel: on a busy machine it has in it what other processes took.
+The control plane is a process of its own. CPU is this process's, less what measuring costs while
+nothing happens. A turn is how long one task kept the loop, by the thread's CPU time and, in
+brackets, by the clock. A stall is how late a task is that wants to run every millisecond, so it is
+what a connection would feel: on a busy machine both have in them what other processes took.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ CHURNS = 100
 CHURNS_PER_SECOND = 50
 PICKS_PER_SECOND = 1000
 BIG_SERVICE_ENDPOINTS = 5000
+CHANGE_SECONDS = 300
 
 
 def namespace(number: int) -> Namespace:
@@ -111,7 +112,7 @@ def a_service(number: int) -> Service:
     )
 
 
-def a_policy(number: int) -> Policy:
+def a_policy(number: int, action: Action = Action.ALLOW) -> Policy:
     accounts = tuple(
         ServiceAccountMatch(namespace(number + i), ServiceAccount(f"account-{i}")) for i in range(5)
     )
@@ -119,7 +120,7 @@ def a_policy(number: int) -> Policy:
         name=f"policy-{number}",
         namespace=namespace(number),
         scope=PolicyScope.NAMESPACE,
-        action=Action.ALLOW,
+        action=action,
         rules=(((Match(service_accounts=accounts),),),),
     )
 
@@ -149,6 +150,17 @@ def serve(workloads: int, services: int, policies: int) -> None:
         elif line == "churn\n":
             churn(plane, services, is_healthy=is_healthy)
             is_healthy = not is_healthy
+        elif line == "policies\n":
+            mesh[-policies:] = [a_policy(number, Action.DENY) for number in range(policies)]
+            plane.publish(mesh)
+        elif line == "service\n":
+            plane.publish(mesh[BIG_SERVICE_ENDPOINTS:workloads] + mesh[workloads + 1 :])
+        elif line == "back\n":
+            plane.publish(mesh)
+        elif line == "away\n":
+            plane.stop()
+            plane.publish(mesh[: workloads // 20])
+            plane.start(f"127.0.0.1:{plane.port}")
     plane.stop()
 
 
@@ -165,11 +177,11 @@ class Stalls(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self.idle_cpu = 0.0  # seconds of CPU per second, for measuring alone
-        self._begun = 0.0
+        self._begun = self._seen = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        self._worst_stall = self._worst_turn = 0.0
+        self._worst_stall = self._worst_turn = self._slowest_turn = 0.0
         self._late = self._long = 0
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
@@ -188,11 +200,12 @@ class Stalls(trio.abc.Instrument):
         self._reset()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
-        self._begun = time.thread_time()
+        self._seen, self._begun = time.perf_counter(), time.thread_time()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
         turn = time.thread_time() - self._begun
         self._worst_turn = max(self._worst_turn, turn)
+        self._slowest_turn = max(self._slowest_turn, time.perf_counter() - self._seen)
         self._long += turn > STALL_SECONDS
 
     def take(self) -> tuple[float, float, str]:
@@ -200,7 +213,8 @@ class Stalls(trio.abc.Instrument):
         wall = time.perf_counter() - self._wall
         cpu = max(0.0, time.process_time() - self._cpu - wall * self.idle_cpu)
         text = (
-            f"longest turn {self._worst_turn * 1000:.1f} ms ({self._long} over 5), "
+            f"longest turn {self._worst_turn * 1000:.1f} ms "
+            f"[{self._slowest_turn * 1000:.1f}] ({self._long} over 5), "
             f"worst stall {self._worst_stall * 1000:.1f} ms ({self._late} over 5)"
         )
         self._reset()
@@ -250,8 +264,55 @@ async def measure(child: subprocess.Popen[str], sizes: tuple[int, int, int]) -> 
         print(f"reconnect: {again:.3f} s CPU ({again / first:.1%} of the first), {text}")
         for picks_per_second in (0, PICKS_PER_SECOND):
             await measure_churn(child, store, stalls, picks_per_second)
+        for order, what, is_done in changes_of(store, sizes):
+            await measure_change(child, stalls, order, what, is_done)
         print(f"after: {rss_mib():.0f} MiB")
         nursery.cancel_scope.cancel()
+
+
+def changes_of(
+    store: Store, sizes: tuple[int, int, int]
+) -> Iterator[tuple[str, str, Callable[[], bool]]]:
+    """Yield what else happens to a mesh: the order, its description, and how to see it is done."""
+    workloads, services, policies = sizes
+
+    def holds(*counts: int) -> bool:
+        return (len(store.workloads), len(store.services), len(store.policies)) == counts
+
+    yield (
+        "policies",
+        f"{policies} policies change",
+        lambda: all(policy.action is Action.DENY for policy in store.policies.all()),
+    )
+    yield (
+        "service",
+        f"a service goes with {BIG_SERVICE_ENDPOINTS} endpoints",
+        lambda: holds(workloads - BIG_SERVICE_ENDPOINTS, services - 1, policies),
+    )
+    yield "back", "and comes back", lambda: holds(*sizes)
+    yield (
+        "away",
+        "reconnect to a mesh of which nearly all is gone",
+        lambda: holds(workloads // 20, 0, 0),
+    )
+
+
+async def measure_change(
+    child: subprocess.Popen[str],
+    stalls: Stalls,
+    order: str,
+    what: str,
+    is_done: Callable[[], bool],
+) -> None:
+    """Measure one change of very much."""
+    assert child.stdin is not None
+    stalls.take()
+    child.stdin.write(f"{order}\n")
+    child.stdin.flush()
+    with trio.fail_after(CHANGE_SECONDS):
+        await until(is_done)
+    cpu, _, text = stalls.take()
+    print(f"{what}: {cpu:.3f} s CPU, {text}")
 
 
 async def measure_churn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator
 from itertools import chain
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, TypeGuard
 
 from ztunnel.model.flow import Flow
 from ztunnel.model.identity import Namespace
@@ -16,6 +16,7 @@ from ztunnel.state.policy_index import Entry, PolicyIndex
 # take effect, or after it, in slices.
 STAGED_MIN = 32
 STAGED_PER_STEP = 50
+KEYS_PER_STEP = 500  # only looked up
 
 # Distinct (namespace, policy keys) of the workloads we enforce for; one node has a few hundred.
 SETS_MAX = 4096
@@ -154,28 +155,44 @@ class Policies:
     ) -> Generator[None, None, StagedPolicies]:
         """Prepare a large change in steps; what is both put and removed is put."""
         staged = StagedPolicies(self.version)
-        staged.coming.update((key, None) for key in removed if key in self._by_key)
+        for number, key in enumerate(removed, 1):
+            if key in self._by_key:
+                staged.coming[key] = None
+            if number % KEYS_PER_STEP == 0:
+                yield
         for number, policy in enumerate(put, 1):
             staged.coming.pop(policy.key, None)
             if self._by_key.get(policy.key) != policy:
                 staged.coming[policy.key] = policy
             if number % STAGED_PER_STEP == 0:
                 yield
-        came = [policy for policy in staged.coming.values() if policy is not None]
-        gone = [self._by_key[key] for key in staged.coming if key in self._by_key]
-        homes = {_home(policy) for policy in came + gone if _has_home(policy)}
-        staged.indexes = {home: PolicyIndex() for home in homes}
-        stay = [
-            policy
-            for home in homes
-            for policy in self._at_home(home)
-            if policy.key not in staged.coming
-        ]
-        for number, policy in enumerate(stay + [one for one in came if _has_home(one)], 1):
-            staged.indexes[_home(policy)].add(policy)
+        yield from self._find_homes(staged)
+        yield from self._index_anew(staged)
+        return staged
+
+    def _find_homes(self, staged: StagedPolicies) -> Iterator[None]:
+        """Make an index for every scope that changes."""
+        for number, (key, coming) in enumerate(staged.coming.items(), 1):
+            for policy in (coming, self._by_key.get(key)):
+                if _has_home(policy):
+                    staged.indexes.setdefault(_home(policy), PolicyIndex())
+            if number % KEYS_PER_STEP == 0:
+                yield
+
+    def _index_anew(self, staged: StagedPolicies) -> Iterator[None]:
+        """Index what stays in these scopes, then what comes."""
+        homes = list(staged.indexes)
+        there = chain.from_iterable(tuple(self._at_home(home)) for home in homes)
+        for number, policy in enumerate(there, 1):
+            if policy.key not in staged.coming:
+                staged.indexes[_home(policy)].add(policy)
             if number % STAGED_PER_STEP == 0:
                 yield
-        return staged
+        for number, coming in enumerate(staged.coming.values(), 1):
+            if _has_home(coming):
+                staged.indexes[_home(coming)].add(coming)
+            if number % STAGED_PER_STEP == 0:
+                yield
 
     def commit(self, staged: StagedPolicies) -> bool:
         """Let a staged change take effect, as a whole; False if there was another one meanwhile.
@@ -247,9 +264,9 @@ class StagedPolicies:
                     yield
 
 
-def _has_home(policy: Policy) -> bool:
-    """Tell whether a policy is filed, and not found through the workloads that list it."""
-    return policy.scope is not PolicyScope.WORKLOAD_SELECTOR
+def _has_home(policy: Policy | None) -> TypeGuard[Policy]:
+    """Tell whether there is a policy, and it is not found through the workloads that list it."""
+    return policy is not None and policy.scope is not PolicyScope.WORKLOAD_SELECTOR
 
 
 def _home(policy: Policy) -> Namespace | None:

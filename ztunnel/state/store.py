@@ -82,6 +82,7 @@ class Store:
             staged = yield from self.policies.stage(update.policies, update.removed_policies)
         changes = self._apply(update, staged)
         if staged is not None:
+            yield
             yield from staged.take_apart()
         return changes
 
