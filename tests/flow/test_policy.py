@@ -10,11 +10,12 @@ from msgspec import structs
 from tests.support.builders import a_policy, a_workload, allow, deny
 from tests.support.flow import Pair, a_pair, connect, expect_abort
 from tests.support.peers import echo, read_exactly, read_to_end
+from ztunnel.decide.authorize import authorize
 from ztunnel.model.identity import Identity
 from ztunnel.model.network import Endpoint
 from ztunnel.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 from ztunnel.model.workload import PolicyKey, Workload
-from ztunnel.proxy import inbound_stream, plaintext
+from ztunnel.proxy import inbound_stream, plaintext, supervision
 from ztunnel.proxy.judgement import judge
 
 # What istiod makes of PeerAuthentication STRICT: whoever has no principal is denied.
@@ -158,6 +159,32 @@ async def test_strict_mutual_tls_refuses_new_plaintext(monkeypatch: pytest.Monke
         [refused] = await pair.lines.wait_for_ends(1)
         assert refused["policy"] == STRICT.key
         assert refused["level"] == "error"
+
+
+async def test_connections_are_judged_again_for_their_own_workload_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def counted(*about: Any) -> object:
+        asked.append(about)
+        return authorize(*about)
+
+    monkeypatch.setattr(supervision, "authorize", counted)
+    async with a_pair() as pair:
+        pair.serve(echo)
+        async with await a_running_call(pair) as stream:
+            pair.mesh.put(structs.replace(pair.server_workload, canonical_name="first"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(asked) == 1
+            pair.mesh.put(a_workload("stranger", ips=["192.0.2.77"]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(asked) == 1
+            pair.mesh.put(structs.replace(pair.server_workload, canonical_name="second"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(asked) == 2
+            await stream.send_eof()
+            assert await read_to_end(stream) == b""
 
 
 def redirect(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:

@@ -15,6 +15,7 @@ from ztunnel.telemetry.log import get
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.proxy.live import Live
     from ztunnel.state.store import Changes
@@ -31,6 +32,7 @@ class Supervisor:
     def __init__(self, context: ProxyContext) -> None:
         self._context = context
         self._changed = trio.Event()
+        self._judged_for: Workload | None = None  # what we served when all were last judged
         # When a connection last moved bytes, and when half of it was last seen open.
         self._idle_since: dict[Live, float] = {}
         self._half_since: dict[Live, float] = {}
@@ -47,17 +49,20 @@ class Supervisor:
             stop()
 
     def _on_change(self, changes: Changes) -> None:
-        if changes.policies or changes.workloads:
+        # Workloads change all the time, but only ours decides who may be connected to it.
+        is_ours = changes.workloads and self._context.workload() is not self._judged_for
+        if changes.policies or is_ours:
             self._changed.set()
 
     async def _judge_again(self) -> None:
-        """Ask policy about every inbound connection after each change of policy or workload.
+        """Ask policy about every inbound connection after each change of policy or our workload.
 
         The workload is looked up anew, unlike in the reference: turning on STRICT changes it.
         """
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
+            self._judged_for = self._context.workload()
             live = list(self._context.live.inbound)
             for number, connection in enumerate(live):
                 if number % SLICE == SLICE - 1:
