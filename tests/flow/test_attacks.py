@@ -20,6 +20,7 @@ from tests.support import peers
 from tests.support.builders import a_gateway, a_policy, a_service, a_workload, an_identity
 from tests.support.certs import a_certificate, a_name
 from tests.support.flow import Mesh, a_mesh, a_pair, connect, expect_abort, loopback_address
+from tests.support.handshakes import secure
 from tests.support.raw_hbone import (
     DATA,
     END_HEADERS,
@@ -39,7 +40,6 @@ from ztunnel.errors import PeerError
 from ztunnel.model.workload import TunnelProtocol
 from ztunnel.proxy.double import InnerConnection
 from ztunnel.tls.context import TlsContexts
-from ztunnel.transport.handshake import secure
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.sockets import local_pair
 

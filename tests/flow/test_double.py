@@ -10,13 +10,13 @@ import trio
 from tests.support import peers
 from tests.support.builders import a_gateway, a_service, a_workload, an_identity
 from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_address
+from tests.support.handshakes import secure
 from ztunnel.decide.authorize import Permit, authorize_outbound
 from ztunnel.model.network import Endpoint
 from ztunnel.model.workload import TunnelProtocol
 from ztunnel.tls.crl import Revocations, parse_lists
 from ztunnel.transport.dial import Dial
 from ztunnel.transport.facts import TunnelFacts
-from ztunnel.transport.handshake import secure
 from ztunnel.transport.relay import StreamRelay
 from ztunnel.transport.sockets import SocketFactory
 from ztunnel.transport.tunnel import Tunnel

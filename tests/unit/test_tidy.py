@@ -29,11 +29,13 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/devmesh/mesh.py": "tests/netns/test_proxy.py",
     "ztunnel/preflight.py": "tests/netns/test_startup.py",
     "ztunnel/proxy/captured.py": "tests/unit/proxy/test_plaintext.py",
+    "ztunnel/proxy/dialling.py": "tests/unit/proxy/test_opening.py",
     "ztunnel/proxy/double.py": "tests/flow/test_double.py",
     "ztunnel/proxy/greeting.py": "tests/unit/proxy/test_inbound.py",
     "ztunnel/proxy/judgement.py": "tests/flow/test_policy.py",
     "ztunnel/proxy/socks.py": "tests/flow/test_socks.py",
     "ztunnel/proxy/supervision.py": "tests/flow/test_waiting.py",
+    "ztunnel/transport/attempt.py": "tests/unit/transport/test_pool.py",
     "ztunnel/transport/facts.py": "tests/unit/transport/test_secure_dial.py",  # data only
     "ztunnel/transport/owners.py": "tests/unit/transport/test_tunnel.py",  # protocols only
 }

@@ -16,7 +16,7 @@ from ztunnel.errors import PeerError, RevokedError, TlsError, ZtunnelError
 from ztunnel.proxy.certificates import watch_for_revocation
 from ztunnel.telemetry.traffic import Reporter
 from ztunnel.transport.relay import StreamRelay
-from ztunnel.transport.secure_dial import raise_tunnel
+from ztunnel.transport.secure_dial import Plan, raise_tunnel
 from ztunnel.transport.sockets import local_pair
 
 if TYPE_CHECKING:
@@ -86,9 +86,14 @@ class InnerConnection:
             raise
         with trio.move_on_after(seconds) as scope:
             try:
-                tunnel = self._tunnel = await raise_tunnel(
-                    node.reactor, near, context, expected, self, settings=node.client_settings
+                plan = Plan(
+                    reactor=node.reactor,
+                    context=context,
+                    expected=expected,
+                    owner=self,
+                    settings=node.client_settings,
                 )
+                tunnel = self._tunnel = await raise_tunnel(plan, near)
             except RevokedError:
                 node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
                 raise

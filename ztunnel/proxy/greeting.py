@@ -27,9 +27,8 @@ from ztunnel.telemetry.traffic import Reporter
 from ztunnel.tls.handshake import Handshake
 from ztunnel.tls.verify import verify_client
 from ztunnel.transport.facts import TunnelFacts
-from ztunnel.transport.handshake import refuse
 from ztunnel.transport.owners import TunnelOwner
-from ztunnel.transport.securing import Securing
+from ztunnel.transport.securing import Securing, refuse
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection, HboneLimits
 

@@ -1,6 +1,6 @@
 """Getting a stream that the peer has answered with 200: outbound, before the relay (2.8, 6.4).
 
-A usable tunnel in the pool costs no task. Otherwise one waits for the dial that everybody who wants
+Neither a usable tunnel in the pool costs a task, nor waiting for the dial that everybody who wants
 that tunnel shares. What is provably safe is tried once more (dataplane.md 17.6): a stream the peer
 refused or lost before it answered, and another endpoint when the dial failed. A hop of two tunnels
 opens the inner one through the stream of the outer.
@@ -49,6 +49,7 @@ REFUSALS: dict[int, type[ConnectRefusedError]] = {
     HTTPStatus.UNAUTHORIZED: RemoteDeniedError,
     HTTPStatus.SERVICE_UNAVAILABLE: RemoteUnreachableError,
 }
+TROUBLE = "io error"
 H2_CANCEL = 8
 H2_REFUSED_STREAM = 7
 
@@ -63,6 +64,9 @@ class Opener(Protocol):
     @property
     def source(self) -> Endpoint:
         """For whom the stream is."""
+
+    def attempt(self, step: Callable[[], None], *, trouble: str) -> None:
+        """Take a step that does not wait; its failure ends the connection."""
 
     def wait_for(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` in a task of its own; its failure ends the connection."""
@@ -128,7 +132,7 @@ class StreamOpening:
         if tunnel is not None:
             self._open(tunnel)
         else:
-            opener.wait_for(lambda: self._dial(key))
+            self._pool.request(key, self._permit, self)
 
     def give_up(self) -> None:
         """Let go of everything; nobody is told."""
@@ -142,22 +146,29 @@ class StreamOpening:
         if self._inner is not None:
             self._inner.close()
 
-    async def _dial(self, key: PoolKey) -> None:
-        outliers = self._opener.context.feedback.outliers
-        try:
-            tunnel = await self._pool.checkout(key, self._permit)
-        except UnreachableError:
-            outliers.failed(self._hop.peer, trio.current_time())
-            other = self._opener.another_hop(self._hop) if self._may_retry else None
-            if self._done or other is None:
-                raise
-            self._may_retry = False
-            self._hop = other
-            self.start()
-            return
-        outliers.reached(self._hop.peer)
+    # The pool tells what came of a dial.
+
+    def on_tunnel(self, tunnel: Tunnel) -> None:
+        """Open the stream."""
+        self._opener.context.feedback.outliers.reached(self._hop.peer)
         if not self._done:
-            self._open(tunnel)
+            self._opener.attempt(lambda: self._open(tunnel), trouble=TROUBLE)
+
+    def on_no_tunnel(self, error: ZtunnelError) -> None:
+        """Try another endpoint, if there is one and nobody answered here."""
+        self._opener.attempt(lambda: self._go_elsewhere(error), trouble=TROUBLE)
+
+    def _go_elsewhere(self, error: ZtunnelError) -> None:
+        if not isinstance(error, UnreachableError):
+            raise error
+        opener = self._opener
+        opener.context.feedback.outliers.failed(self._hop.peer, trio.current_time())
+        other = opener.another_hop(self._hop) if self._may_retry else None
+        if self._done or other is None:
+            raise error
+        self._may_retry = False
+        self._hop = other
+        self.start()
 
     def _open(self, tunnel: Tunnel) -> None:
         opener, hop = self._opener, self._hop

@@ -16,15 +16,11 @@ from ztunnel.decide.classify import (
     OUTBOUND_PORT,
     SOCKS5_PORT,
 )
-from ztunnel.errors import DrainError, LimitError, RevokedError, ZtunnelError
+from ztunnel.errors import DrainError, LimitError, ZtunnelError
 from ztunnel.linux.sockopt import is_transparent, reset_on_close
-from ztunnel.proxy.certificates import (
-    TunnelWarden,
-    count_untracked,
-    is_current,
-    refuse_expired,
-)
+from ztunnel.proxy.certificates import TunnelWarden, is_current
 from ztunnel.proxy.context import NodeContext, Places, ProxyContext
+from ztunnel.proxy.dialling import TunnelDialling
 from ztunnel.proxy.inbound import InboundTunnels
 from ztunnel.proxy.outbound import OutboundConnection
 from ztunnel.proxy.plaintext import PlaintextConnection
@@ -36,7 +32,6 @@ from ztunnel.telemetry.traffic import Reporter
 from ztunnel.transport.dial import CONNECT_SECONDS
 from ztunnel.transport.listener import Listener
 from ztunnel.transport.pool import Pool
-from ztunnel.transport.secure_dial import raise_tunnel, reach
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -44,9 +39,9 @@ if TYPE_CHECKING:
     from ztunnel.decide.authorize import Permit
     from ztunnel.dns.server import DnsServer
     from ztunnel.model.network import Endpoint
+    from ztunnel.transport.attempt import Attempt
     from ztunnel.transport.pool import PoolKey
     from ztunnel.transport.sockets import Socket, SocketFactory
-    from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.zds import PodInfo
 
 log = get("proxy")
@@ -254,7 +249,6 @@ class WorkloadProxy:
         return Pool(
             self._node.reactor,
             self._dial_tunnel,
-            self._spawn,
             streams_per_tunnel=config.pool_max_streams,
             idle_seconds=config.pool_unused_release_seconds,
             dial_seconds=config.tls_handshake_seconds + CONNECT_SECONDS,
@@ -262,25 +256,10 @@ class WorkloadProxy:
             on_gone=partial(self._node.metrics.tunnels.count(Reporter.SOURCE).add, -1),
         )
 
-    async def _dial_tunnel(self, key: PoolKey, permit: Permit, owner: Pool) -> Tunnel:
-        node = self._node
-        certificate = await node.certificates.certificate_for(key.source)
-        context = node.tls.client(certificate)
-        sock = await reach(self.context.sockets, permit, key.peer)
-        started = trio.current_time()
-        try:
-            tunnel = await raise_tunnel(
-                node.reactor, sock, context, key.expected, owner, settings=node.client_settings
-            )
-        except RevokedError:
-            node.metrics.crl_rejections.count(Reporter.SOURCE).add(1)
-            raise
-        seconds = trio.current_time() - started
-        node.metrics.handshake_seconds.histogram(Reporter.SOURCE).observe(seconds)
-        node.metrics.tunnels.count(Reporter.SOURCE).add(1)
-        count_untracked(node, tunnel, Reporter.SOURCE)
-        refuse_expired(node, tunnel)
-        return tunnel
+    def _dial_tunnel(self, key: PoolKey, permit: Permit, attempt: Attempt) -> TunnelDialling:
+        dialling = TunnelDialling(self.context, key, permit, attempt)
+        dialling.start()
+        return dialling
 
     # Ending.
 

@@ -27,9 +27,12 @@ class Dialler(Protocol):
 
 
 class Dial:
-    """One connect under way; ends in exactly one call to its dialler, or in `cancel`."""
+    """One connect under way; ends in exactly one call to its dialler, or in `cancel`.
 
-    __slots__ = ("_deadline", "_dialler", "_reactor", "sock")
+    `silence` is what the dialler is told if nobody answers.
+    """
+
+    __slots__ = ("_deadline", "_dialler", "_reactor", "_silence", "sock")
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class Dial:
         dialler: Dialler,
         *,
         seconds: float = CONNECT_SECONDS,
+        silence: UnreachableError | None = None,
     ) -> None:
+        self._silence = silence
         self.sock = sock
         self._dialler: Dialler | None = dialler
         self._reactor = reactor
@@ -93,7 +98,7 @@ class Dial:
             self._end(UnreachableError(f"{os.strerror(code)} (os error {code})"))
 
     def _give_up(self) -> None:
-        self._end(UnreachableError("connection timed out"))
+        self._end(self._silence or UnreachableError("connection timed out"))
 
     def _end(self, error: UnreachableError) -> None:
         dialler = self._dialler

@@ -9,37 +9,28 @@ so that a black hole costs its callers one dial and not one each (dataplane.md 1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
-from ztunnel.errors import (
-    DrainError,
-    LimitError,
-    PeerTimeoutError,
-    UnreachableError,
-    ZtunnelError,
-)
-from ztunnel.telemetry.log import get
+from ztunnel.errors import DrainError, LimitError, ZtunnelError
+from ztunnel.transport.attempt import Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from ztunnel.decide.authorize import Permit
     from ztunnel.model.identity import Identity
     from ztunnel.model.network import Endpoint, IpAddress
+    from ztunnel.transport.attempt import TunnelDial, Waiter
     from ztunnel.transport.reactor import Reactor
     from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.hbone.events import RequestReceived
-
-log = get("transport")
 
 SPREAD_MOST = 4
 """How many tunnels a busy destination gets before its streams fill them up."""
 NEGATIVE_SECONDS = 0.5
 """How long a failed dial answers for later callers; short, as peers come up at any moment."""
-LEAVING_MOST = 4
-"""How often in a row a dial may meet a process that drains, while others listen on its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +52,12 @@ class PoolKey:
         return self.digest
 
 
-class TunnelDial(Protocol):
-    """Makes a tunnel: TCP, TLS, identity check. Raises ZtunnelError."""
-
-    async def __call__(self, key: PoolKey, permit: Permit, owner: Pool) -> Tunnel:
-        """Dial; the tunnel has been started and its settings may still be on the way."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One dial and everyone who waits for it."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    tunnel: Tunnel | None = None
-    error: ZtunnelError | None = None
-
-
 @dataclass(slots=True)
 class _Entry:
     """What the pool knows about one key."""
 
     tunnels: list[Tunnel] = field(default_factory=list)
-    attempt: _Attempt | None = None
+    attempt: Attempt | None = None
     failed_until: float = 0.0
     failure: ZtunnelError | None = None
 
@@ -98,7 +73,6 @@ class Pool:
         self,
         reactor: Reactor,
         dial: TunnelDial,
-        spawn: Callable[[Callable[[], Awaitable[None]]], None],
         *,
         streams_per_tunnel: int,
         idle_seconds: float,
@@ -108,7 +82,6 @@ class Pool:
     ) -> None:
         self._reactor = reactor
         self._dial = dial
-        self._spawn = spawn
         self._streams_per_tunnel = streams_per_tunnel
         self._idle_seconds = idle_seconds
         self._dial_seconds = dial_seconds
@@ -116,7 +89,7 @@ class Pool:
         self._on_gone = on_gone
         self._entries: dict[PoolKey, _Entry] = {}
         self._keys: dict[Tunnel, PoolKey] = {}
-        self._ready: dict[Tunnel, trio.Event] = {}
+        self._settling: dict[Tunnel, Attempt] = {}  # the peer's settings are on the way
         self._leaving: set[Tunnel] = set()  # the peer takes no more streams; some go on
         self._watched: set[Tunnel] = set()  # an idle timer is running
         self._closed = False
@@ -144,8 +117,8 @@ class Pool:
                 return tunnel
             else:
                 congested = congested or tunnel
-        if congested is not None and permit is not None and len(entry.tunnels) < SPREAD_MOST:
-            self._attempt(key, permit)
+        if congested is not None and permit is not None and self._may_spread(entry):
+            self._begin(key, permit, entry, [])
         return congested
 
     def tunnels(self) -> list[Tunnel]:
@@ -158,27 +131,15 @@ class Pool:
             if not self._is_current(tunnel):
                 self.on_goaway(tunnel)
 
-    async def checkout(self, key: PoolKey, permit: Permit) -> Tunnel:
-        """Give a usable tunnel, dialling if need be.
-
-        Raises:
-            ZtunnelError: the dial failed; everyone who waited for it gets the same error.
-        """
-        while True:
-            tunnel = self.get(key, permit)
-            if tunnel is not None:
-                await trio.lowlevel.checkpoint()
-                # Whoever ran meanwhile may have taken the last place.
-                if self._has_room(tunnel):
-                    return tunnel
-                continue
-            attempt = self._attempt(key, permit)
-            await attempt.done.wait()
-            if attempt.error is not None:
-                raise attempt.error
-            assert attempt.tunnel is not None
-            if self._has_room(attempt.tunnel):
-                return attempt.tunnel
+    def request(self, key: PoolKey, permit: Permit, waiter: Waiter) -> None:
+        """Dial a tunnel, or wait for one that is being dialled; `waiter` is told later."""
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.attempt is not None:
+            entry.attempt.waiting.append((waiter, permit))
+        elif (refusal := self._refusal(entry)) is not None:
+            self._reactor.soon(lambda: waiter.on_no_tunnel(refusal))
+        else:
+            self._begin(key, permit, entry, [(waiter, permit)])
 
     def drain(self) -> None:
         """Send no new streams; each tunnel closes when its last stream ends."""
@@ -189,6 +150,9 @@ class Pool:
     def close(self) -> None:
         """Close every tunnel now."""
         self._closed = True
+        for entry in list(self._entries.values()):
+            if entry.attempt is not None:
+                entry.attempt.cancel()
         for tunnel in [*self._keys, *self._leaving]:
             tunnel.close(DrainError("connection closed due to connection drain"))
 
@@ -196,9 +160,9 @@ class Pool:
 
     def on_settings(self, tunnel: Tunnel) -> None:
         """Let those go who wait for the tunnel to be usable."""
-        event = self._ready.pop(tunnel, None)
-        if event is not None:
-            event.set()
+        attempt = self._settling.pop(tunnel, None)
+        if attempt is not None:
+            attempt.settle()
 
     def on_request(self, tunnel: Tunnel, request: RequestReceived) -> None:
         """Refuse: a server does not open streams (RFC 9113 s8.4)."""
@@ -229,96 +193,71 @@ class Pool:
         self.on_settings(tunnel)
         self._on_gone()
 
-    # Dialling.
+    # Attempts call these.
 
-    def _attempt(self, key: PoolKey, permit: Permit) -> _Attempt:
-        entry = self._entries.setdefault(key, _Entry())
-        if entry.attempt is None:
-            attempt = _Attempt()
-            if self._closed:
-                attempt.error = DrainError("pool draining")
-                attempt.done.set()
-                return attempt
-            if entry.failure is not None and trio.current_time() < entry.failed_until:
-                attempt.error = entry.failure
-                attempt.done.set()
-                return attempt
-            entry.attempt = attempt
-            self._spawn(lambda: self._carry_out(key, permit, entry, attempt))
-        return entry.attempt
+    def settling(self, tunnel: Tunnel, attempt: Attempt) -> None:
+        """Have `attempt` told when the tunnel's peer has sent its settings, or is gone."""
+        self._settling[tunnel] = attempt
 
-    async def _carry_out(
-        self, key: PoolKey, permit: Permit, entry: _Entry, attempt: _Attempt
-    ) -> None:
-        attempt.error = DrainError("pool draining")  # what a cancelled dial leaves behind
-        try:
-            with trio.fail_after(self._dial_seconds):
-                tunnel = await self._dial_usable(key, permit)
-            self._take_in(key, entry, tunnel)
-            attempt.tunnel, attempt.error = tunnel, None
-            entry.failure = None
-        except trio.TooSlowError:
-            attempt.error = PeerTimeoutError(
-                "connection timed out, maybe a NetworkPolicy is blocking HBONE port "
-                f"{key.peer.port}: no tunnel to {key.peer} within {self._dial_seconds:g}s"
-            )
-        except ZtunnelError as error:
-            attempt.error = error
-        except OSError as error:
-            attempt.error = UnreachableError(f"io error: {error.strerror}")
-        except Exception as error:  # the boundary of one dial: its callers end, and nobody else
-            log.exception("dialling a tunnel failed unexpectedly", peer=str(key.peer))
-            attempt.error = UnreachableError(f"internal error: {error}")
-        finally:
-            if attempt.error is not None:
-                entry.failure = attempt.error
-                entry.failed_until = trio.current_time() + NEGATIVE_SECONDS
-                self._reactor.deadline(NEGATIVE_SECONDS, lambda: self._tidy(key))
-            entry.attempt = None
-            attempt.done.set()
-
-    async def _dial_usable(self, key: PoolKey, permit: Permit) -> Tunnel:
-        """Dial, and again where we met a peer that was just leaving: others have its port.
-
-        Raises:
-            ZtunnelError | OSError: the dial failed, or each of them was leaving.
-        """
-        for _ in range(LEAVING_MOST):
-            tunnel = await self._dial(key, permit, self)
-            await self._settled(tunnel)
-            if self._closed or tunnel.accepts_streams:
-                return tunnel
-            if tunnel.closed_because is not None:
-                raise tunnel.closed_because
-            tunnel.close()
-        raise DrainError("pool draining")
-
-    async def _settled(self, tunnel: Tunnel) -> None:
-        """Wait for the peer's settings: only then is its limit of streams known (17.5)."""
-        if tunnel.core.settings_received or tunnel.closed:
-            await trio.lowlevel.checkpoint()
-        else:
-            event = self._ready[tunnel] = trio.Event()
-            try:
-                await event.wait()
-            finally:
-                self._ready.pop(tunnel, None)
-                if not tunnel.core.settings_received:
-                    tunnel.close()
-
-    def _take_in(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
+    def take_in(self, key: PoolKey, tunnel: Tunnel) -> None:
         """Own a tunnel that is up, unless it is of no use to anybody.
 
         Otherwise a peer that says GOAWAY at once, or takes no streams, would be dialled for ever.
+
+        Raises:
+            DrainError: the pool is closed.
+            LimitError: the peer takes no streams.
         """
-        if self._closed or not self._has_room(tunnel):
-            tunnel.close()
-            if self._closed:
-                raise DrainError("pool draining")
+        if self._closed:
+            raise DrainError("pool draining")
+        if not self._has_room(tunnel):
             raise LimitError(f"{key.peer} takes no streams")
-        entry.tunnels.append(tunnel)
+        self._entries[key].tunnels.append(tunnel)
         self._keys[tunnel] = key
         self._watch(tunnel)
+
+    def on_attempted(self, attempt: Attempt, tunnel: Tunnel) -> None:
+        """Serve those who waited; for whom there is no room, another tunnel is found."""
+        key = attempt.key
+        entry = self._entries[key]
+        entry.attempt = entry.failure = None
+        for waiter, permit in attempt.waiting:
+            found = tunnel if self._has_room(tunnel) else self.get(key, permit)
+            if found is not None:
+                waiter.on_tunnel(found)
+            else:
+                self.request(key, permit, waiter)
+
+    def on_failed(self, attempt: Attempt, error: ZtunnelError) -> None:
+        """Tell those who waited, and for a moment whoever comes next."""
+        key = attempt.key
+        entry = self._entries[key]
+        entry.attempt = None
+        entry.failure = error
+        entry.failed_until = trio.current_time() + NEGATIVE_SECONDS
+        self._reactor.deadline(NEGATIVE_SECONDS, lambda: self._tidy(key))
+        for waiter, _ in attempt.waiting:
+            waiter.on_no_tunnel(error)
+
+    def _refusal(self, entry: _Entry) -> ZtunnelError | None:
+        """Say why nothing is dialled now."""
+        if self._closed:
+            return DrainError("pool draining")
+        return entry.failure if trio.current_time() < entry.failed_until else None
+
+    def _may_spread(self, entry: _Entry) -> bool:
+        """Say whether one more tunnel beside those of the entry is to be dialled now."""
+        few = len(entry.tunnels) < SPREAD_MOST
+        return few and entry.attempt is None and self._refusal(entry) is None
+
+    def _begin(
+        self, key: PoolKey, permit: Permit, entry: _Entry, waiting: list[tuple[Waiter, Permit]]
+    ) -> None:
+        seconds = self._dial_seconds
+        attempt = Attempt(self._reactor, self, self._dial, key, permit, seconds=seconds)
+        attempt.waiting += waiting
+        entry.attempt = attempt
+        attempt.begin()
 
     # Keeping house.
 

@@ -11,6 +11,7 @@ from ztunnel.transport.reactor import HUNG_UP, READABLE, WRITABLE
 if TYPE_CHECKING:
     import socket
 
+    from ztunnel.errors import PeerIdentityError
     from ztunnel.tls.handshake import Established, Handshake
     from ztunnel.transport.reactor import Reactor
 
@@ -124,3 +125,15 @@ class Securing:
     def _close(self) -> None:
         self._reactor.forget(self._sock)
         self._sock.close()
+
+
+def refuse(
+    sock: socket.socket, established: Established, error: PeerIdentityError, unsent: bytes
+) -> None:
+    """Tell a peer by an alert that we do not like who it is, if it is to be told.
+
+    `unsent` is what the handshake still owes it.
+    """
+    if error.code is not None:
+        with contextlib.suppress(OSError):  # it may be gone already
+            sock.send(unsent + established.records.alert(error.code))

@@ -10,10 +10,10 @@ import trio.testing
 from tests.support.builders import a_service, a_workload
 from tests.support.certs import a_certificate, a_name, a_server_context
 from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_address
+from tests.support.handshakes import secure
 from tests.support.tunnels import Heard, facts
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import TunnelProtocol
-from ztunnel.transport.handshake import secure
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 

@@ -8,16 +8,15 @@ import trio
 import trio.testing
 
 from tests.support.certs import a_name
-from tests.support.pools import KEY, Lab, a_lab, end
+from tests.support.pools import KEY, a_lab, end
 from tests.support.tunnels import (
     Heard,
     a_permit,
-    a_reactor,
     open_descriptors,
 )
 from ztunnel.errors import DrainError, LimitError, PeerTimeoutError, UnreachableError, ZtunnelError
 from ztunnel.model.network import Endpoint, parse_ip
-from ztunnel.transport import pool as module, reactor as reactor_module
+from ztunnel.transport import attempt, pool as module, reactor as reactor_module
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.events import RequestReceived
 from ztunnel.wire.hbone.settings import HboneSettings
@@ -166,25 +165,26 @@ async def test_one_caller_that_is_cancelled_does_not_take_the_others_with_it() -
         assert len(lab.dialled) == 1
 
 
-async def test_a_pool_whose_dials_are_cancelled_tells_the_waiting_and_leaves_nothing() -> None:
+async def test_a_pool_that_closes_tells_the_waiting_and_leaves_nothing() -> None:
     before = open_descriptors()
     errors = []
-    async with a_reactor() as reactor:
-        async with trio.open_nursery() as callers, trio.open_nursery() as dials:
-            lab = Lab(reactor, dials)
-            lab.gate = trio.Event()
+    async with a_lab() as lab:
+        lab.gate = trio.Event()
 
-            async def one() -> None:
-                try:
-                    await lab.open()
-                except DrainError as error:
-                    errors.append(str(error))
+        async def one() -> None:
+            try:
+                await lab.open()
+            except DrainError as error:
+                errors.append(str(error))
 
+        async with trio.open_nursery() as callers:
             callers.start_soon(one)
             await trio.testing.wait_all_tasks_blocked()
-            dials.cancel_scope.cancel()
+            lab.pool.close()
         assert errors == ["pool draining"]
-        lab.pool.close()
+        lab.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert lab.peers == []
     assert open_descriptors() <= before + 1
 
 
@@ -202,7 +202,7 @@ async def test_a_peer_that_is_always_leaving_is_not_dialled_for_ever() -> None:
         lab.leaving = 99
         with pytest.raises(DrainError, match="pool draining"):
             await lab.open()
-        assert len(lab.dialled) == module.LEAVING_MOST
+        assert len(lab.dialled) == attempt.LEAVING_MOST
 
 
 async def test_a_peer_that_says_goaway_is_left_and_its_streams_go_on() -> None:
@@ -259,7 +259,18 @@ async def test_a_tunnel_idle_for_long_is_closed_and_forgotten(monkeypatch) -> No
 async def test_a_tunnel_that_nobody_used_in_the_end_is_closed_too(monkeypatch) -> None:
     monkeypatch.setattr(reactor_module, "TICK_SECONDS", 0.002)
     async with a_lab(idle_seconds=0.02) as lab:
-        await lab.pool.checkout(KEY, a_permit())
+
+        class Nobody:
+            """Has gone when the tunnel is there."""
+
+            def on_tunnel(self, tunnel: Tunnel) -> None:
+                pass
+
+            on_no_tunnel = None
+
+        lab.pool.request(KEY, a_permit(), Nobody())
+        while not lab.peers:
+            await trio.testing.wait_all_tasks_blocked()
         await lab.peers[0].server_owner.until("on_closed")
 
 
@@ -282,7 +293,7 @@ async def test_a_draining_pool_opens_nothing_new_and_lets_the_old_finish() -> No
         await lab.peers[0].server_owner.until("on_closed")
 
 
-async def test_a_dial_that_ends_after_the_pool_has_closed_leaves_no_tunnel() -> None:
+async def test_a_dial_that_ends_after_the_drain_began_leaves_no_tunnel() -> None:
     async with a_lab() as lab:
         lab.gate = trio.Event()
 
@@ -293,7 +304,7 @@ async def test_a_dial_that_ends_after_the_pool_has_closed_leaves_no_tunnel() -> 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one)
             await trio.testing.wait_all_tasks_blocked()
-            lab.pool.close()
+            lab.pool.drain()
             lab.gate.set()
         assert lab.peers[0].client.closed
 

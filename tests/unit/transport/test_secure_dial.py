@@ -9,18 +9,21 @@ import trio
 import trio.testing
 
 from tests.support.certs import a_certificate, a_client_context, a_name, a_server_context
+from tests.support.handshakes import secure
 from tests.support.tunnels import Heard, a_permit, a_reactor, open_descriptors, socket_pair
 from ztunnel.errors import PeerIdentityError, PeerTimeoutError, TlsError, UnreachableError
+from ztunnel.model.identity import Identity
 from ztunnel.model.network import Endpoint
 from ztunnel.transport import secure_dial
-from ztunnel.transport.handshake import secure
-from ztunnel.transport.secure_dial import INNER, raise_tunnel, reach
+from ztunnel.transport.reactor import Reactor
+from ztunnel.transport.secure_dial import INNER, Plan, Raising, raise_tunnel
 from ztunnel.transport.sockets import SocketFactory
 from ztunnel.wire.hbone.settings import HboneSettings
 
 CART, BANK = a_name("cart"), a_name("bank")
 CLIENT = a_client_context()
 SERVER = a_server_context(a_certificate(CART))
+NOWHERE = Endpoint.parse("192.0.2.1:15008")
 SOCKETS = SocketFactory(netns=None, mark=None, keepalive=None)
 
 
@@ -31,19 +34,54 @@ def listening(backlog: int = 16) -> socket.socket:
     return sock
 
 
-async def test_reaching_a_peer_gives_a_connected_socket() -> None:
+def a_plan(reactor: Reactor, *expected: Identity, remote: Endpoint = INNER) -> Plan:
+    return Plan(
+        reactor=reactor,
+        context=CLIENT,
+        expected=expected or (CART,),
+        owner=Heard(),
+        settings=HboneSettings(),
+        remote=remote,
+    )
+
+
+def reach(reactor: Reactor, peer: Endpoint) -> tuple[Raising, Heard]:
+    """Begin to make a tunnel to `peer`."""
+    heard = Heard()
+    sock = SOCKETS.dial(a_permit(), peer)
+    raising = Raising(a_plan(reactor, remote=peer), sock, heard)
+    raising.connect()
+    return raising, heard
+
+
+async def test_a_tunnel_is_made_from_the_connect_on() -> None:
     with listening() as server:
         peer = Endpoint.of(server.getsockname())
-        with await reach(SOCKETS, a_permit(), peer) as sock:
-            assert sock.getpeername() == server.getsockname()
+        async with a_reactor() as reactor, trio.open_nursery() as nursery:
+            _, heard = reach(reactor, peer)
+            await trio.lowlevel.wait_readable(server)
+            theirs, _ = server.accept()
+            theirs.settimeout(0)
+            nursery.start_soon(partial(secure, theirs, SERVER, server_side=True))
+            tunnel, seconds = await heard.until("on_raised")
+            assert seconds > 0
+            assert (tunnel.facts.peer, tunnel.facts.remote) == (CART, peer)
+            assert tunnel.facts.local == Endpoint.of(theirs.getpeername())
+            tunnel.close()
+        theirs.close()
 
 
 async def test_a_peer_that_refuses_is_unreachable() -> None:
     with listening() as server:
         peer = Endpoint.of(server.getsockname())
     before = open_descriptors()
-    with pytest.raises(UnreachableError, match="Connection refused"):
-        await reach(SOCKETS, a_permit(), peer)
+    async with a_reactor() as reactor:
+        within = open_descriptors()
+        _, heard = reach(reactor, peer)
+        (error,) = await heard.until("on_not_raised")
+        assert isinstance(error, UnreachableError)
+        assert "Connection refused" in str(error)
+        assert open_descriptors() == within
     assert open_descriptors() == before
 
 
@@ -63,30 +101,45 @@ def black_hole():
 async def test_a_peer_that_is_silent_is_blamed_on_network_policy(black_hole, monkeypatch) -> None:
     monkeypatch.setattr(secure_dial, "CONNECT_SECONDS", 0.01)
     before = open_descriptors()
-    with pytest.raises(PeerTimeoutError, match=f"NetworkPolicy.*HBONE port {black_hole.port}"):
-        await reach(SOCKETS, a_permit(), black_hole)
+    async with a_reactor() as reactor:
+        _, heard = reach(reactor, black_hole)
+        (error,) = await heard.until("on_not_raised")
+        assert isinstance(error, PeerTimeoutError)
+        assert f"maybe a NetworkPolicy is blocking HBONE port {black_hole.port}" in str(error)
     assert open_descriptors() == before
 
 
-async def test_a_cancelled_dial_leaves_no_socket(black_hole) -> None:
+async def test_a_cancelled_dial_leaves_no_socket_and_says_nothing(black_hole) -> None:
     before = open_descriptors()
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(reach, SOCKETS, a_permit(), black_hole)
-            await trio.testing.wait_all_tasks_blocked()
-            scope.cancel()
+    async with a_reactor() as reactor:
+        raising, heard = reach(reactor, black_hole)
+        for _ in range(2):
+            raising.cancel()
+        assert len(reactor) == 0
+        assert heard.calls == []
     assert open_descriptors() == before
+
+
+async def test_a_cancelled_handshake_leaves_no_socket() -> None:
+    ours, theirs = socket_pair()
+    async with a_reactor() as reactor:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(raise_tunnel, a_plan(reactor), ours)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        assert ours.fileno() == -1
+        assert len(reactor) == 0
+    theirs.close()
 
 
 async def test_a_tunnel_is_raised_to_whom_we_expect() -> None:
     ours, theirs = socket_pair()
     async with a_reactor() as reactor, trio.open_nursery() as nursery:
         nursery.start_soon(partial(secure, theirs, SERVER, server_side=True))
-        tunnel = await raise_tunnel(
-            reactor, ours, CLIENT, [BANK, CART], Heard(), settings=HboneSettings()
-        )
+        tunnel = await raise_tunnel(a_plan(reactor, BANK, CART), ours)
         assert tunnel.facts.peer == CART
-        assert tunnel.facts.remote == Endpoint.of(theirs.getsockname())
+        assert tunnel.facts.remote is INNER
         assert tunnel.facts.version == "TLSv1.3"
         tunnel.close()
     theirs.close()
@@ -104,7 +157,7 @@ async def test_whoever_else_answers_is_sent_away_before_a_byte_of_http() -> None
 
         nursery.start_soon(server)
         with pytest.raises(PeerIdentityError, match="did not present the expected SAN"):
-            await raise_tunnel(reactor, ours, CLIENT, [BANK], Heard(), settings=HboneSettings())
+            await raise_tunnel(a_plan(reactor, BANK), ours)
         assert ours.fileno() == -1
         with trio.fail_after(5):
             await finished.wait()
@@ -120,7 +173,7 @@ async def test_a_handshake_that_fails_closes_the_socket() -> None:
     theirs.close()
     async with a_reactor() as reactor:
         with pytest.raises(TlsError):
-            await raise_tunnel(reactor, ours, CLIENT, [CART], Heard(), settings=HboneSettings())
+            await raise_tunnel(a_plan(reactor), ours)
     assert ours.fileno() == -1
 
 
@@ -134,7 +187,7 @@ async def test_a_peer_that_resets_after_the_handshake_is_an_error_of_that_peer_o
     class Hasty(socket.socket):
         """Reset by its peer the moment its name is asked for."""
 
-        def getpeername(self):
+        def getsockname(self):
             raise OSError(107, "Transport endpoint is not connected")
 
     hasty = Hasty(fileno=ours.detach())
@@ -142,7 +195,7 @@ async def test_a_peer_that_resets_after_the_handshake_is_an_error_of_that_peer_o
     async with a_reactor() as reactor, trio.open_nursery() as nursery:
         nursery.start_soon(server)
         with pytest.raises(TlsError, match="not connected"):
-            await raise_tunnel(reactor, hasty, CLIENT, [CART], Heard(), settings=HboneSettings())
+            await raise_tunnel(a_plan(reactor, remote=NOWHERE), hasty)
     assert hasty.fileno() == -1
     theirs.close()
 
@@ -153,9 +206,7 @@ async def test_a_tunnel_within_a_tunnel_has_no_addresses() -> None:
         sock.settimeout(0)
     async with a_reactor() as reactor, trio.open_nursery() as nursery:
         nursery.start_soon(partial(secure, theirs, SERVER, server_side=True))
-        tunnel = await raise_tunnel(
-            reactor, ours, CLIENT, [CART], Heard(), settings=HboneSettings()
-        )
+        tunnel = await raise_tunnel(a_plan(reactor), ours)
         assert tunnel.facts.local == tunnel.facts.remote == INNER
         tunnel.close()
     theirs.close()
