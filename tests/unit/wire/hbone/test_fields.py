@@ -196,8 +196,22 @@ def test_resizing_for_ever_takes_no_memory():
     assert len(codec.encode([])) <= 4
 
 
+@pytest.mark.parametrize("length", [126, 127, 254, 255, 5000])
+def test_the_first_block_of_a_connection_fills_no_table(length: int):
+    ours, theirs = a_codec(), a_codec()
+    fields = [METHOD, (b"baggage", b"b" * length), (b"traceparent", b"1" * 55)]
+    block = ours.encode(fields)
+    assert theirs.decode(block) == fields
+    assert Decoder().decode(block, raw=True) == fields
+    for table in (ours._ours, theirs._theirs):
+        assert len(table.dynamic_entries) == 0
+    assert len(ours.encode(fields)) < len(block)
+    assert len(ours._ours.dynamic_entries) == (2 if length < 4000 else 0)
+
+
 def test_fields_that_are_never_twice_the_same_stay_out_of_the_table():
     codec = a_codec()
+    codec.encode([])  # the first block leaves the table alone in any case
     first = codec.encode([METHOD, (b"baggage", b"a=b"), (b"traceparent", b"1" * 55)])
     again = codec.encode([METHOD, (b"baggage", b"a=b"), (b"traceparent", b"2" * 55)])
     third = codec.encode([METHOD, (b"baggage", b"a=b"), (b"traceparent", b"3" * 55)])
