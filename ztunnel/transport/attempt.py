@@ -151,11 +151,12 @@ class Attempt:
 
     def fail(self, error: ZtunnelError) -> None:
         """End without a tunnel."""
+        dialling, tunnel = self._dialling, self._tunnel
         if self._conclude():
-            if self._dialling is not None:
-                self._dialling.cancel()
-            if self._tunnel is not None:
-                self._tunnel.close()
+            if dialling is not None:
+                dialling.cancel()
+            if tunnel is not None:
+                tunnel.close()
             self._pool.on_failed(self, error)
 
     def _take(self, tunnel: Tunnel) -> None:
@@ -178,4 +179,5 @@ class Attempt:
     def _conclude(self) -> bool:
         was_over, self._over = self._over, True
         self._deadline.cancel()
+        self._dialling = None  # it knows us: the two would wait for the garbage collector
         return not was_over

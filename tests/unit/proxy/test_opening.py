@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,11 +10,18 @@ import trio.testing
 
 from tests.support.builders import a_service, a_workload
 from tests.support.certs import a_certificate, a_name, a_server_context
-from tests.support.flow import Mesh, a_mesh, connect, expect_abort, loopback_address
+from tests.support.flow import Mesh, a_mesh, a_pair, connect, expect_abort, loopback_address
 from tests.support.handshakes import secure
+from tests.support.peers import echo
 from tests.support.tunnels import Heard, facts
 from ztunnel.model.identity import Identity
 from ztunnel.model.workload import TunnelProtocol
+from ztunnel.proxy.dialling import TunnelDialling
+from ztunnel.proxy.greeting import Greeting
+from ztunnel.tls.handshake import Handshake
+from ztunnel.transport.attempt import Attempt
+from ztunnel.transport.secure_dial import Raising
+from ztunnel.transport.securing import Securing
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 
@@ -151,3 +159,19 @@ async def test_whoever_answers_in_anothers_place_is_not_spoken_to() -> None:
         assert line["reason"] == "identity_mismatch"
         assert "did not present the expected SAN" in line["error"]
         assert scene.server.heard("on_request") == []
+
+
+async def test_nothing_of_a_handshake_waits_for_the_garbage_collector() -> None:
+    """An ssl object takes sixty kibibytes, which no collector sees."""
+    async with a_pair() as pair:
+        pair.serve(echo)
+        gc.collect()
+        gc.disable()
+        try:
+            async with await pair.call() as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some(10)
+                kinds = Attempt, Greeting, Handshake, Raising, Securing, TunnelDialling
+                assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
+        finally:
+            gc.enable()
