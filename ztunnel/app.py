@@ -55,6 +55,8 @@ from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.log import PIPELINE, get
 from ztunnel.telemetry.metrics import Metrics, outcome_of
 from ztunnel.telemetry.runtime import watch_loop
+from ztunnel.transport.pace import Pace
+from ztunnel.transport.reactor import Reactor
 from ztunnel.wire.zds import PodInfo
 from ztunnel.xds.client import xds_client
 from ztunnel.xds.demand import Demand
@@ -93,7 +95,10 @@ class Application:
             self.static_watch = LocalConfigWatch(watch, self.store, self.static, on_load=on_load)
         on_demand = config.xds_on_demand and config.xds_address is not None
         self.demand = Demand(self.store, metrics=self.metrics) if on_demand else None
-        self.credentials = NodeCredentials(config, self.store, self.metrics, make_issuer(config))
+        reactor = Reactor()
+        self.pace = Pace(reactor)
+        issuer = make_issuer(config, self.pace)
+        self.credentials = NodeCredentials(config, self.store, self.metrics, issuer)
         self.certificates = self.credentials.certificates
         self.node = make_node(
             config,
@@ -102,6 +107,7 @@ class Application:
             tls=self.credentials.contexts,
             metrics=self.metrics,
             demand=self.demand,
+            reactor=reactor,
         )
         self.pods = PodManager(self.node)
         self.workers = self._make_workers()  # in place of `pods`, if several are wanted
@@ -194,7 +200,9 @@ class Application:
                     address=f"{address[0]}:{address[1]}",
                     component=component,
                 )
-            await nursery.start(partial(serve, listeners, routes, draining=self.draining))
+            await nursery.start(
+                partial(serve, listeners, routes, draining=self.draining, pace=self.pace)
+            )
 
     async def _learn_state(self, nursery: trio.Nursery) -> None:
         """Take the static configuration, then wait for the control plane if there is one.
@@ -220,6 +228,7 @@ class Application:
                 rng=self.node.rng,
                 on_ready=synced.set,
                 demand=self.demand,
+                pace=self.pace,
             )
             nursery.start_soon(client.run)
             await self._until_draining(synced.wait)

@@ -36,6 +36,7 @@ from ztunnel.admin.http import (
 from ztunnel.admin.readiness import Readiness
 from ztunnel.errors import ConfigError
 from ztunnel.telemetry.filter import LogFilter
+from ztunnel.transport.pace import Pace
 
 BACKLOG = 128
 CONNECTIONS_MAX = 128  # of one server; a probe, a few scrapers and a few people
@@ -132,6 +133,7 @@ async def serve(
     routes: Routes,
     *,
     draining: trio.Event,
+    pace: Pace,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until `draining` is set; then close the listeners and let requests finish."""
@@ -145,7 +147,7 @@ async def serve(
         with trio.CancelScope() as scope:
             busy[scope] = None
             try:
-                await serve_connection(stream, routes)
+                await serve_connection(stream, routes, pace)
             finally:
                 busy.pop(scope, None)
 

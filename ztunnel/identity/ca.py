@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
-import trio
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from ztunnel.errors import CallError, IdentityError
 from ztunnel.tls.certificate import WorkloadCertificate, has_signed, parse_bundle
 from ztunnel.tls.csr import SigningRequest, make_signing_request
+from ztunnel.transport.pace import Pace
 from ztunnel.wire.ca import (
     CREATE_CERTIFICATE_PATH,
     CertificateRequest,
@@ -66,9 +66,7 @@ class CaClient:
     ttl_seconds: float
     impersonates: bool
     call_seconds: float = CALL_SECONDS
-    # The CA answers several calls at once, and tasks that can run all do so in one turn of the
-    # loop: 0.3 ms for each would keep every connection waiting for the sum.
-    _one_a_turn: trio.Lock = field(default_factory=trio.Lock)
+    pace: Pace = field(default_factory=Pace)
 
     def __str__(self) -> str:
         return f"CA {self.address}"
@@ -80,7 +78,7 @@ class CaClient:
             IdentityError: the CA did not answer, refused, or sent something else than was asked
                 for; the message names the CA and the cause.
         """
-        async with self._one_a_turn:
+        with await self.pace.turn():
             request = make_signing_request(identity)  # 0.1 ms of work, so no thread is worth it
         wire = encode_request(
             CertificateRequest(
@@ -93,7 +91,7 @@ class CaClient:
             answer = await self.caller.unary(
                 CREATE_CERTIFICATE_PATH, wire, seconds=self.call_seconds
             )
-            async with self._one_a_turn:
+            with await self.pace.turn():
                 return accepted(answer, request, identity)
         except CallError as exc:
             details = str(exc).removeprefix(f"{exc.status}: ").removesuffix(f" ({self.address})")

@@ -13,9 +13,10 @@ from ztunnel.transport.grpc_access import GrpcAccess
 
 if TYPE_CHECKING:
     from ztunnel.config import Config
+    from ztunnel.transport.pace import Pace
 
 
-def make_issuer(config: Config) -> CaClient | DevelopmentIssuer:
+def make_issuer(config: Config, pace: Pace) -> CaClient | DevelopmentIssuer:
     """Make what the operator chose; nothing is connected yet.
 
     Raises:
@@ -25,7 +26,8 @@ def make_issuer(config: Config) -> CaClient | DevelopmentIssuer:
         return DevelopmentIssuer(_authority(config), ttl_seconds=config.secret_ttl_seconds)
     assert config.ca_address is not None
     return CaClient(
-        caller=GrpcClient(GrpcAccess.for_ca(config)),
+        caller=GrpcClient(GrpcAccess.for_ca(config), pace),
+        pace=pace,
         address=str(config.ca_address),
         ttl_seconds=config.secret_ttl_seconds,
         impersonates=config.mode is ProxyMode.SHARED,

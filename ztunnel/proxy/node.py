@@ -10,7 +10,6 @@ from ztunnel.proxy.context import NodeContext
 from ztunnel.proxy.handshakes import Handshakes
 from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.log import PIPELINE
-from ztunnel.transport.reactor import Reactor
 from ztunnel.wire.hbone.settings import HboneSettings
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ztunnel.state.store import Store
     from ztunnel.telemetry.metrics import Metrics
     from ztunnel.tls.context import TlsContexts
+    from ztunnel.transport.reactor import Reactor
 
 
 def make_node(
@@ -29,14 +29,15 @@ def make_node(
     tls: TlsContexts,
     metrics: Metrics,
     demand: AddressSource | None,
+    reactor: Reactor,
 ) -> NodeContext:
-    """Make a node's context with a reactor of its own, which the caller must run."""
+    """Make a node's context; the caller must run the reactor."""
     return NodeContext(
         config=config,
         store=store,
         certificates=certificates,
         tls=tls,
-        reactor=Reactor(),
+        reactor=reactor,
         access_log=AccessLog(PIPELINE),
         metrics=metrics,
         rng=random.Random(),  # noqa: S311 - balancing and trace ids, no secret

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ztunnel.errors import CallError, LimitError, TlsError, UnreachableError
+from ztunnel.transport.pace import Pace
 from ztunnel.transport.secure_link import OtherNameError, SecureLink, open_link
 from ztunnel.wire.grpc import GrpcCall, call_error
 
@@ -152,8 +153,9 @@ class MessageStream:
 class GrpcClient:
     """Calls to one server."""
 
-    def __init__(self, access: GrpcAccess) -> None:
+    def __init__(self, access: GrpcAccess, pace: Pace | None = None) -> None:
         self._access = access
+        self._pace = pace or Pace()
         self._trust: Trust | None = None
 
     async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
@@ -224,7 +226,7 @@ class GrpcClient:
         for name in self._access.names:
             try:
                 with trio.move_on_after(CONNECT_SECONDS):
-                    return await open_link(self._access.server, context, name)
+                    return await open_link(self._access.server, context, name, self._pace)
                 break
             except OtherNameError as error:
                 problem = str(error)

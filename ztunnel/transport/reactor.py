@@ -100,6 +100,7 @@ class Reactor:
         "_wake_fd",
         "answered_at",
         "longest_stall",
+        "served_at",
         "trio_fd",
         "trio_has_input",
     )
@@ -117,6 +118,7 @@ class Reactor:
         self.trio_has_input = False
         self.longest_stall = 0.0  # seconds between two questions to the kernel, waiting apart
         self.answered_at = math.inf  # when it last answered; infinite while another waits for it
+        self.served_at = -math.inf  # when a socket of ours last had something, by `time.monotonic`
         # Edge-triggered and never read: each write is one edge, which is all we want of it.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, READABLE | select.EPOLLET)
@@ -221,6 +223,7 @@ class Reactor:
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
+            self.served_at = time.monotonic()
             self.turn(self._epoll.poll(0, EVENTS_PER_TURN))
 
     @property
@@ -363,6 +366,8 @@ class _Host:
             if events or reactor.has_work:
                 served = True
                 reactor.turn(events)
+                if len(events) > reactor.trio_has_input:  # not only trio's
+                    reactor.served_at = reactor.answered_at
             if reactor.trio_has_input:
                 reactor.trio_has_input = False
                 return loop.events(0)

@@ -28,6 +28,7 @@ from ztunnel.telemetry.metrics import Metrics
 from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import RevocationList, Revocations
+from ztunnel.transport.reactor import Reactor
 from ztunnel.workers.certificates import HandedCertificates
 from ztunnel.workers.link import Link
 from ztunnel.workers.messages import (
@@ -102,6 +103,7 @@ class Worker:
             tls=self.contexts,
             metrics=self.metrics,
             demand=self.questions if on_demand else None,
+            reactor=Reactor(),
         )
         self.pods = PodManager(self.node)
         self._settling = Settling()
@@ -162,6 +164,7 @@ class Worker:
             share(workload)
         self.store.apply(update)
         self._settling.came(len(update.workloads) + len(update.services) + len(update.policies))
+        self._settling.ended()
 
     def _revoke(self, lists: tuple[bytes, ...]) -> None:
         if self.revocations is None:

@@ -11,8 +11,8 @@ then may pods be served (state-and-xds.md 4.6). `start_soon` serves who does not
 runs until cancelled and raises nothing that the control plane could cause. Without an address of a
 control plane do not make one. When a stream ends, everything we know stays and keeps serving.
 
-A response is applied in slices of about 1 ms with a checkpoint between them, so that connections
-are not held up by a first sync of a whole mesh.
+A response is applied in small steps, which take turns with connections (`transport.pace`), so that
+those are not held up by a first sync of a whole mesh.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc import GrpcClient
 from ztunnel.transport.grpc_access import LOCAL, GrpcAccess
+from ztunnel.transport.pace import Pace
 from ztunnel.wire.delta import (
     ADS_PATH,
     Arrived,
@@ -92,12 +93,13 @@ def xds_client(
     rng: Random,
     on_ready: Callable[[], None] = lambda: None,
     demand: Demand | None = None,
+    pace: Pace | None = None,
 ) -> XdsClient:
     """Make a client that keeps the store in line with the configured control plane.
 
     With `demand` addresses are fetched only when they are asked for there.
     """
-    server = GrpcClient(GrpcAccess.for_xds(config))
+    server = GrpcClient(GrpcAccess.for_xds(config), pace)
     subscriptions = [Subscription(ADDRESS_TYPE, demand is None), Subscription(AUTHORIZATION_TYPE)]
     return XdsClient(
         DeltaSession(node_info(config), subscriptions),
@@ -107,6 +109,7 @@ def xds_client(
         rng=rng,
         on_ready=on_ready,
         demand=demand,
+        pace=pace,
     )
 
 
@@ -123,8 +126,10 @@ class XdsClient:
         rng: Random,
         on_ready: Callable[[], None],
         demand: Demand | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._session = session
+        self._pace = pace or Pace()
         self._store = store
         self._connect = connect
         self._metrics = metrics
@@ -202,22 +207,34 @@ class XdsClient:
             await self._take(self._session.receive(message), stream)
 
     async def _take(self, steps: Iterator[Step], stream: Stream) -> None:
-        """Do the session's steps, and let others in between them."""
+        """Do the session's steps, as many in each turn as fit into it."""
+        work = self._work(steps, stream)
+        is_over = False
+        while not is_over:
+            with await self._pace.turn() as turn:
+                is_over = True
+                for _ in work:
+                    if turn.is_over:
+                        is_over = False
+                        break
+
+    def _work(self, steps: Iterator[Step], stream: Stream) -> Iterator[None]:
+        """Do the session's steps, and rest where others may be let in."""
         for step in steps:
             match step:
                 case Outgoing(pieces):
                     stream.send(*pieces)
                 case Arrived():
-                    for _ in self._store.applying(as_update(step)):
-                        await trio.lowlevel.checkpoint()
+                    yield from self._store.applying(as_update(step))
                     self._settling.came(len(step.resources))
                 case Handled():
+                    self._settling.ended()
                     self._note(step)
                 case Paused():
                     pass
                 case _:
                     assert_never(step)
-            await trio.lowlevel.checkpoint()
+            yield
 
     def _note(self, handled: Handled) -> None:
         """Count, log and tell what came of a response."""

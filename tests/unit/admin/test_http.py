@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 from collections.abc import Iterator
 from http import HTTPStatus
 
@@ -25,6 +26,12 @@ from ztunnel.admin.http import (
     serve_connection,
     text,
 )
+from ztunnel.transport.pace import Pace
+
+
+def one_piece_a_turn() -> Pace:
+    """Make a pace whose turns are over at the first look at the clock."""
+    return Pace(clock=itertools.count().__next__)
 
 
 def hello(request: Request) -> Response:
@@ -70,7 +77,7 @@ async def ask(request: bytes, *, finish: bool = True) -> bytes:
     ours, theirs = trio.testing.memory_stream_pair()
     answer = bytearray()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, ROUTES)
+        nursery.start_soon(serve_connection, theirs, ROUTES, one_piece_a_turn())
         await ours.send_all(request)
         if finish:
             await ours.send_eof()
@@ -187,7 +194,7 @@ async def test_a_slow_head_has_two_seconds(autojump_clock: MockClock) -> None:
 async def test_a_head_that_comes_byte_by_byte_is_a_head() -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, ROUTES)
+        nursery.start_soon(serve_connection, theirs, ROUTES, one_piece_a_turn())
         for byte in b"GET / HTTP/1.1\r\nHost: x\r\n\r\n":
             await ours.send_all(bytes([byte]))
         answer = bytearray()
@@ -201,7 +208,7 @@ async def test_a_peer_that_never_leaves_is_left(autojump_clock: MockClock) -> No
     ours, theirs = trio.testing.memory_stream_pair()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, ROUTES)
+        nursery.start_soon(serve_connection, theirs, ROUTES, one_piece_a_turn())
         await ours.send_all(b"GET / HTTP/1.1\r\n\r\n")
     assert trio.current_time() - began == pytest.approx(LINGER_SECONDS)
     await ours.aclose()
@@ -211,13 +218,13 @@ async def test_a_peer_that_leaves_early_harms_nobody() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await ours.send_all(b"GET /long HTTP/1.1\r\n\r\n")
     await ours.aclose()
-    await serve_connection(theirs, ROUTES)
+    await serve_connection(theirs, ROUTES, one_piece_a_turn())
 
 
 async def test_cancelled_while_waiting_it_closes_its_stream() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, ROUTES)
+        nursery.start_soon(serve_connection, theirs, ROUTES, one_piece_a_turn())
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert await ours.receive_some() == b""

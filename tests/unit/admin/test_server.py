@@ -29,6 +29,7 @@ from ztunnel.errors import ConfigError
 from ztunnel.telemetry.log import Pipeline
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.telemetry.writer import LineWriter
+from ztunnel.transport.pace import Pace
 
 
 class Quit:
@@ -181,7 +182,7 @@ async def serving(draining: trio.Event) -> AsyncIterator[tuple[str, int]]:
     routes = readiness_routes(Readiness())
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, [listener], routes, draining=draining))
+            await nursery.start(partial(serve, [listener], routes, draining=draining, pace=Pace()))
             yield address
 
 

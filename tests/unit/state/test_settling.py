@@ -16,7 +16,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_large_slices_are_taken_out_of_sight_in_portions(frozen: list[int]) -> None:
+def test_large_changes_are_taken_out_of_sight_in_portions(frozen: list[int]) -> None:
     settling = Settling()
     settling.came(99)
     assert frozen == []
@@ -29,5 +29,16 @@ def test_large_slices_are_taken_out_of_sight_in_portions(frozen: list[int]) -> N
 def test_everyday_changes_stay_in_sight(frozen: list[int]) -> None:
     settling = Settling()
     for _ in range(100):
-        settling.came(15)
+        for part in (8, 7):
+            settling.came(part)
+        settling.ended()
     assert frozen == []
+
+
+def test_a_large_change_counts_as_a_whole_in_whatever_parts_it_comes(frozen: list[int]) -> None:
+    settling = Settling()
+    for _ in range(24):
+        settling.came(4)
+    assert frozen == []
+    settling.came(4)
+    assert frozen == [1]

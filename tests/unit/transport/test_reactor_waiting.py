@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -100,6 +101,24 @@ async def test_a_busy_task_does_not_keep_sockets_from_being_served(waiting, two)
         two[0][1].send(b"x")
         with trio.fail_after(5):
             while not handler.calls:
+                await trio.lowlevel.checkpoint()
+        reactor.forget(handler.sock)
+        close(two)
+
+
+async def test_it_knows_when_a_socket_last_had_something_and_trios_own_do_not_count(two) -> None:
+    async with a_reactor() as reactor:
+        handler = Reads(two[0][0])
+        reactor.register(handler.sock, handler)
+        await trio.testing.wait_all_tasks_blocked()
+        before = reactor.served_at
+        await trio.to_thread.run_sync(lambda: trio.from_thread.run_sync(len, "ab"))
+        assert reactor.served_at == before
+        asked = time.monotonic()
+        two[0][1].send(b"x")
+        with trio.fail_after(5):
+            assert await handler.until("read") == (b"x",)
+            while reactor.served_at < asked:
                 await trio.lowlevel.checkpoint()
         reactor.forget(handler.sock)
         close(two)

@@ -17,6 +17,7 @@ from ztunnel.errors import TlsError, UnreachableError
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.settings import ServerUrl, Source, SourceKind
 from ztunnel.transport.grpc_access import GrpcAccess
+from ztunnel.transport.pace import Pace
 from ztunnel.transport.secure_link import READ_BYTES, OtherNameError, SecureLink, open_link
 
 SECONDS = 10.0
@@ -56,7 +57,7 @@ async def linked(server: ServerUrl, name: str = "localhost", **options: bool) ->
     roots = Source(SourceKind.LITERAL, AUTHORITY.roots_pem.decode())
     context = GrpcAccess(server=server, root=roots, **options).read_trust().context
     with trio.fail_after(SECONDS):
-        return await open_link(server, context, name)
+        return await open_link(server, context, name, Pace())
 
 
 async def heard(link: SecureLink, size: int) -> bytes:
@@ -112,7 +113,7 @@ async def test_another_authority_is_not_trusted() -> None:
         roots = Source(SourceKind.LITERAL, DevelopmentCa.create().roots_pem.decode())
         context = GrpcAccess(server=server, root=roots).read_trust().context
         with pytest.raises(TlsError, match="certificate verify failed") as caught:
-            await open_link(server, context, "localhost")
+            await open_link(server, context, "localhost", Pace())
         assert not isinstance(caught.value, OtherNameError)
 
 

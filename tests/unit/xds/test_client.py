@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ztunnel.state.policies import STAGED_PER_STEP
 from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc_access import LOCAL
+from ztunnel.transport.pace import Pace
 from ztunnel.wire.delta import (
     RESOURCES_PER_STEP,
     Arrived,
@@ -27,7 +29,7 @@ from ztunnel.wire.delta import (
     NodeInfo,
     Subscription,
 )
-from ztunnel.wire.delta_server import ServerStream, Snapshot
+from ztunnel.wire.delta_server import RESOURCES_PER_RESPONSE, ServerStream, Snapshot
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from ztunnel.xds.backoff import MAX_SECONDS
@@ -101,6 +103,7 @@ class Lab:
             rng=Random(1),
             on_ready=self.on_ready,
             demand=self.demand,
+            pace=Pace(clock=itertools.count().__next__),  # one step in each turn
         )
 
     @asynccontextmanager
@@ -267,8 +270,9 @@ async def test_a_large_response_lets_others_in_between_whole_slices(
     nursery.start_soon(watch)
     nursery.start_soon(lab.client.run)
     await wait_all_tasks_blocked()
-    assert all(count % RESOURCES_PER_STEP[ADDRESS_TYPE] == 0 for count in seen)
-    assert len(set(seen)) > 4
+    whole, step = RESOURCES_PER_RESPONSE, RESOURCES_PER_STEP[ADDRESS_TYPE]
+    assert all(count % whole % step == 0 for count in seen)
+    assert len(set(seen)) > 1000 / step / 2
 
 
 async def test_many_policies_change_at_once_but_let_others_in_before_it(

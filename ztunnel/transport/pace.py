@@ -1,0 +1,101 @@
+"""How background work takes turns with connections, on the one thread that runs both.
+
+How to use it:
+
+    for step in steps:                       # of a fifth of a millisecond at the most
+        with await pace.turn() as turn:      # nothing in here may await
+            step()
+
+    steps = iter(steps)                      # short ones, as many as fit into a turn
+    with await pace.turn() as turn:
+        for step in steps:
+            step()
+            if turn.is_over:
+                break
+
+What takes long and nobody's connection waits for (applying what the control plane sent, dumps,
+scrapes, TLS and certificates of our own calls) is done in turns. One at a time has the turn, in the
+order in which they asked. While connections move bytes, a turn is short, and a rest comes before
+the next: so a request that arrives in a turn waits once, for less than it takes anyway, and its
+answer finds us resting. While they do not, turns are longer and there is no rest.
+
+Nobody can be kept waiting for ever: the rest ends by the clock, and who had to wait for longer, as
+connections had so much to do, has a longer turn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import trio
+
+BUSY_SECONDS: Final = 0.1  # connections that moved bytes within this time are at work
+SHORT_SECONDS: Final = 0.000_12  # of a turn while they are: a step or two
+LONG_SECONDS: Final = 0.001  # while they are not
+REST_SECONDS: Final = 0.000_5  # room for two requests and their answers
+LATE_SHARE: Final = 0.25  # of the time that connections took beyond the rest
+
+
+class Activity(Protocol):
+    """Who knows about connections: `transport.reactor.Reactor`."""
+
+    served_at: float  # by `time.monotonic`: when one last had something to do
+
+
+class Pace:
+    """Gives turns. Without an `activity` to look at there are no connections."""
+
+    def __init__(
+        self, activity: Activity | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._activity = activity
+        self._clock = clock
+        self._queue = trio.Lock()  # which is fair
+        self._ended = -math.inf
+        self._until = -math.inf
+
+    async def turn(self) -> Self:
+        """Wait for a turn, in which connections have had theirs; leave it before awaiting."""
+        asked = self._clock()
+        await self._queue.acquire()
+        try:
+            self._until = await self._rested(asked)
+        except BaseException:
+            self._queue.release()
+            raise
+        return self
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the turn has lasted long enough."""
+        return self._clock() >= self._until
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = self._clock()
+        self._queue.release()
+
+    async def _rested(self, asked: float) -> float:
+        """Rest if need be, and say when the turn is to end."""
+        now = self._clock()
+        if not self._is_busy(now):
+            return now + LONG_SECONDS
+        due = max(asked, self._ended + REST_SECONDS)
+        if due > now:
+            await trio.sleep(due - now)
+            now = self._clock()
+        return now + min(LONG_SECONDS, max(SHORT_SECONDS, (now - due) * LATE_SHARE))
+
+    def _is_busy(self, now: float) -> bool:
+        return self._activity is not None and now - self._activity.served_at < BUSY_SECONDS
