@@ -36,8 +36,9 @@ import trio
 BUSY_SECONDS: Final = 0.1  # connections that moved bytes within this time are at work
 SHORT_SECONDS: Final = 0.000_12  # of a turn while they are: a step or two
 LONG_SECONDS: Final = 0.001  # while they are not
-REST_SECONDS: Final = 0.000_5  # room for two requests and their answers
-LATE_SHARE: Final = 0.25  # of the time that connections took beyond the rest
+REST_SECONDS: Final = 0.000_5  # at the most: room for two requests and their answers
+REST_SHARE: Final = 4.0  # of the turn before it
+LATE_SHARE: Final = 0.1  # of the time that connections took beyond the rest
 
 
 class Activity(Protocol):
@@ -55,18 +56,20 @@ class Pace:
         self._activity = activity
         self._clock = clock
         self._queue = trio.Lock()  # which is fair
-        self._ended = -math.inf
-        self._until = -math.inf
+        self._began = self._until = -math.inf
+        self._rested_at = -math.inf  # when the rest after the last turn is over
 
     async def turn(self) -> Self:
         """Wait for a turn, in which connections have had theirs; leave it before awaiting."""
         asked = self._clock()
         await self._queue.acquire()
         try:
-            self._until = await self._rested(asked)
+            seconds = await self._rest(asked)
         except BaseException:
             self._queue.release()
             raise
+        self._began = self._clock()
+        self._until = self._began + seconds
         return self
 
     @property
@@ -83,19 +86,20 @@ class Pace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ended = self._clock()
+        ended = self._clock()
+        self._rested_at = ended + min(REST_SECONDS, REST_SHARE * (ended - self._began))
         self._queue.release()
 
-    async def _rested(self, asked: float) -> float:
-        """Rest if need be, and say when the turn is to end."""
+    async def _rest(self, asked: float) -> float:
+        """Rest if need be, and say for how many seconds the turn may last."""
         now = self._clock()
         if not self._is_busy(now):
-            return now + LONG_SECONDS
-        due = max(asked, self._ended + REST_SECONDS)
+            return LONG_SECONDS
+        due = max(asked, self._rested_at)
         if due > now:
             await trio.sleep(due - now)
             now = self._clock()
-        return now + min(LONG_SECONDS, max(SHORT_SECONDS, (now - due) * LATE_SHARE))
+        return min(LONG_SECONDS, max(SHORT_SECONDS, (now - due) * LATE_SHARE))
 
     def _is_busy(self, now: float) -> bool:
         return self._activity is not None and now - self._activity.served_at < BUSY_SECONDS

@@ -9,6 +9,7 @@ from ztunnel.transport.pace import (
     LATE_SHARE,
     LONG_SECONDS,
     REST_SECONDS,
+    REST_SHARE,
     SHORT_SECONDS,
     Pace,
 )
@@ -67,7 +68,17 @@ async def test_connections_that_are_at_work_have_a_rest_between_two_turns(
         ended = lab.now()
         await lab.a_turn()
         rested = lab.now() - ended - (SHORT_SECONDS if is_busy else LONG_SECONDS)
-        assert (rested >= REST_SECONDS) is is_busy
+        assert (rested > 0.99 * REST_SHARE * SHORT_SECONDS) is is_busy
+
+
+async def test_the_rest_after_a_short_step_is_shorter(autojump_clock: MockClock) -> None:
+    lab = Lab()
+    lab.connections.served_at = 1000.0
+    with await lab.pace.turn():
+        lab.work(STEP_SECONDS)
+    ended = lab.now()
+    await lab.pace.turn()
+    assert lab.now() - ended == pytest.approx(REST_SHARE * STEP_SECONDS)
 
 
 async def test_what_was_not_at_work_for_long_need_not_rest_first(
@@ -118,6 +129,7 @@ async def test_turns_are_given_in_the_order_in_which_they_are_asked_for(
         for _ in range(3):
             with await lab.pace.turn():
                 taken.append(name)
+                lab.work()
 
     with await lab.pace.turn():
         for name in "abc":
