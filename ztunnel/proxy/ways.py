@@ -61,6 +61,10 @@ class Ways:
         """
         hop = way.hop
         if hop.service is None and hop.peer.ip == target.ip:
+            before = self._by_target.get(target)
+            if before is not None and before.hop == hop:
+                # Who speaks from another address goes the same way, and under the same names.
+                way.hop, way.description = before.hop, before.description
             if len(self._by_target) >= WAYS_MAX:
                 self._by_target.clear()
             self._by_target[target] = way

@@ -7,10 +7,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.support.builders import a_service
+from tests.support.builders import a_service, a_workload, an_identity
 from ztunnel.decide.route import Hop, HopProtocol
 from ztunnel.model.network import Endpoint
 from ztunnel.proxy import ways as module
+from ztunnel.proxy.labels import describe_hop
 from ztunnel.proxy.ways import Way, Ways
 
 TARGET = Endpoint.parse("192.0.2.10:8080")
@@ -21,6 +22,7 @@ CHOSEN = Hop(
     service=a_service("cart.shop.svc.cluster.local"),
 )
 ELSEWHERE = Hop(protocol=HopProtocol.HBONE, peer=Endpoint.parse("192.0.2.99:15008"))
+IDENTITY = an_identity("a")
 CALLER, OTHER_CALLER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
 
 
@@ -40,6 +42,19 @@ def test_another_caller_or_port_is_another_question() -> None:
     ways.keep(TARGET, Way(TO_POD, CALLER))
     assert ways.find(TARGET, OTHER_CALLER, 1) is None
     assert ways.find(Endpoint.parse("192.0.2.10:8081"), CALLER, 1) is None
+
+
+def test_callers_from_different_addresses_share_what_does_not_depend_on_them() -> None:
+    ways = Ways()
+    ways.find(TARGET, CALLER, 1)
+    description = describe_hop(IDENTITY, a_workload("a"), TO_POD)
+    ways.keep(TARGET, Way(TO_POD, CALLER, description=description))
+    other = ways.keep(TARGET, Way(replace(TO_POD), OTHER_CALLER))
+    assert other.hop is TO_POD
+    assert other.description is description
+    assert other.source_ip == OTHER_CALLER
+    moved = ways.keep(TARGET, Way(replace(TO_POD, authority=TARGET), CALLER))
+    assert moved.description is None
 
 
 @pytest.mark.parametrize("hop", [CHOSEN, ELSEWHERE], ids=["a service's", "a gateway's"])
