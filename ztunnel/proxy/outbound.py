@@ -246,9 +246,10 @@ class OutboundConnection(CapturedConnection):
             self._open_books()
         self.greet()
         relay = self._relay = StreamRelay(reactor, self._sock, tunnel, stream, self.end)
-        reactor.register(self._sock, relay)
+        reactor.watch_input(self._sock, relay)
         if far is None:
             self._opening = None  # long-lived connections are many: keep only what is of use
+        relay.look()  # most applications speak first, and have done so by now
         if event.ended:
             relay.on_end()
 

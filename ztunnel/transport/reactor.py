@@ -45,6 +45,7 @@ URGENT = select.EPOLLPRI
 # stops at a mark in the data (MSG_OOB), in front of it and behind it.
 HUNG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | URGENT
 READABLE_OR_HUNG_UP = READABLE | HUNG_UP
+INPUT = READABLE | URGENT | select.EPOLLRDHUP | select.EPOLLET
 INTEREST = READABLE | WRITABLE | URGENT | select.EPOLLRDHUP | select.EPOLLET
 
 EVENTS_PER_TURN = 512  # what performance.md 3 was measured with
@@ -94,6 +95,7 @@ class Reactor:
         "_epoll",
         "_fresh",
         "_handlers",
+        "_input_only",
         "_soon",
         "_turning",
         "_unfinished",
@@ -112,6 +114,7 @@ class Reactor:
         self._soon: list[Callable[[], None]] = []
         self._dirty: list[Flushable] = []
         self._fresh: set[int] = set()
+        self._input_only: set[int] = set()  # watched, but not for room
         self._deadlines: dict[float, deque[Deadline]] = {}
         self._turning = False
         self.trio_fd = -1  # trio's own epoll set, while we wait in its place
@@ -139,9 +142,26 @@ class Reactor:
             self._fresh.add(fd)
             self._epoll.register(fd, INTEREST)
 
+    def watch_input(self, sock: socket.socket, handler: Handler) -> None:
+        """Own a new `sock` as `register` does, but say nothing of room before `await_room`.
+
+        One that has just been connected has room, and to be told so would cost a turn.
+        """
+        fd = sock.fileno()
+        self._handlers[fd] = handler
+        self._fresh.add(fd)
+        self._input_only.add(fd)
+        self._epoll.register(fd, INPUT)
+
+    def await_room(self, sock: socket.socket) -> None:
+        """Say when the watched `sock`, which took no more, has room again."""
+        if sock.fileno() in self._input_only:
+            self.look_again(sock)
+
     def forget(self, sock: socket.socket) -> None:
         """Stop watching `sock`; call it before closing the socket."""
         fd = sock.fileno()
+        self._input_only.discard(fd)
         if self._handlers.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
@@ -157,6 +177,7 @@ class Reactor:
         """
         fd = sock.fileno()
         if fd in self._handlers:
+            self._input_only.discard(fd)
             self._epoll.modify(fd, INTEREST)
 
     def again(self, handler: Handler) -> None:

@@ -100,6 +100,11 @@ class StreamRelay:
         """Whether one end has finished and the other has not."""
         return self._local_ended != self._remote_ended
 
+    def look(self) -> None:
+        """Take what may have come by now, without waiting to be told."""
+        self._readable = True
+        self.pump()
+
     # The reactor calls these.
 
     def on_event(self, events: int) -> None:
@@ -231,6 +236,7 @@ class StreamRelay:
         if sent < len(data):
             self._uncounted = len(data) - sent
             self._pending = deque([memoryview(data)[sent:]])
+            self._reactor.await_room(self.sock)
 
     # From the stream to the socket: the tunnel calls these.
 
@@ -258,6 +264,7 @@ class StreamRelay:
             self._tunnel.flush_later()
         if sent < event.size:
             self._pending = deque([rest(chunks, sent)])
+            self._reactor.await_room(self.sock)
             self._hold(event.size - sent)
 
     def on_end(self) -> None:

@@ -261,8 +261,7 @@ class Tunnel:
             self._take(produced)
         if self.closed:
             return
-        if not self._outbox.blocked:
-            self._send_reply()
+        self._send_reply()
         if records.closed and not self.closed:
             self.close(self._end_reason())
 
@@ -276,9 +275,8 @@ class Tunnel:
         if core.control:
             self.flush_later()
         for event in events:
-            if type(event) is happened.DataReceived:  # by far the most
-                if (reader := event.stream.owner) is not None:
-                    reader.on_data(event)
+            if type(event) is happened.DataReceived and (reader := event.stream.owner) is not None:
+                reader.on_data(event)  # as `_DISPATCH` would, which costs each message more
             else:
                 self._DISPATCH[type(event)](self, event)
             if self.closed:
@@ -309,7 +307,7 @@ class Tunnel:
 
     def _send_reply(self) -> None:
         # Never behind what waits: each would cost a copy of that, and one answers many requests.
-        if sealed := self._records.take_reply():
+        if not self._outbox.blocked and (sealed := self._records.take_reply()):
             self._transmit(b"", sealed)
 
     def _send_pending(self) -> None:

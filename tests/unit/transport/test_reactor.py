@@ -235,6 +235,31 @@ async def test_a_new_handler_learns_of_data_and_of_the_end_that_the_old_one_saw(
         close(two)
 
 
+async def test_whoever_watches_input_hears_of_room_once_it_asks(two) -> None:
+    async with a_reactor() as reactor:
+        ours, far = two[0]
+        handler = Heard()
+        handler.on_event = lambda events: handler.note("event", events)  # type: ignore[method-assign]
+        reactor.watch_input(ours, handler)
+        far.send(b"data")
+        (events,) = await handler.until("event")
+        assert events & READABLE
+        assert len(handler.calls) == 1  # and not that there was room before
+        while True:
+            try:
+                ours.send(bytes(65_536))
+            except BlockingIOError:
+                break
+        reactor.await_room(ours)
+        handler.calls.clear()
+        with trio.fail_after(5):
+            while not any(events & select.EPOLLOUT for _, (events,) in handler.calls):
+                far.recv(1 << 20)
+                await trio.lowlevel.checkpoint()
+        reactor.forget(ours)
+        close(two)
+
+
 async def test_deadlines_come_in_order_and_a_cancelled_one_does_not(monkeypatch) -> None:
     monkeypatch.setattr(module, "TICK_SECONDS", 0.005)
     async with a_reactor() as reactor:

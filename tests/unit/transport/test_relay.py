@@ -45,7 +45,7 @@ class Joined:
         far, self.server_sock = socket_pair()
         self.client = StreamRelay(reactor, near, tunnels.client, stream, self.client_ended.ended)
         self.server = StreamRelay(reactor, far, tunnels.server, served, self.server_ended.ended)
-        reactor.register(near, self.client)
+        reactor.watch_input(near, self.client)
         reactor.register(far, self.server)
         self.client_app, self.server_app = stream_of(self.client_sock), stream_of(self.server_sock)
 
