@@ -27,7 +27,8 @@ from ztunnel.wire.dns import MessageSplitter, Query, RecordType
 if TYPE_CHECKING:
     import random
 
-    from ztunnel.transport.reactor import Deadline, Reactor
+    from ztunnel.transport.deadlines import Deadline
+    from ztunnel.transport.reactor import Reactor
     from ztunnel.transport.sockets import SocketFactory
 
 # A lost datagram is sent again after two seconds. Together they end before the five seconds after

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ztunnel.model.workload import Workload
     from ztunnel.proxy.context import ProxyContext
     from ztunnel.proxy.ways import Way
+    from ztunnel.transport.deadlines import Deadline
     from ztunnel.transport.pool import Pool
-    from ztunnel.transport.reactor import Deadline
     from ztunnel.transport.sockets import Socket
     from ztunnel.transport.tunnel import Tunnel
     from ztunnel.wire.hbone.events import DataReceived, ResponseReceived

@@ -13,7 +13,8 @@ from ztunnel.transport.sockets import LISTEN_BACKLOG
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztunnel.transport.reactor import Deadline, Reactor
+    from ztunnel.transport.deadlines import Deadline
+    from ztunnel.transport.reactor import Reactor
 
 log = get("transport")
 

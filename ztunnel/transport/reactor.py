@@ -10,9 +10,6 @@ Who waits: as a task of trio's, the reactor would pay for each wake-up with a wa
 scheduler and three more system calls. So it waits in trio's place, for its own sockets and for
 trio's, and lets trio go on when there is something for it (`_Host`). Where that is not possible it
 is a task like any other, and only slower.
-
-Deadlines are kept in one queue per duration: all waits of one kind are equally long, so a queue is
-in order by itself and adding or dropping a deadline is O(1).
 """
 
 from __future__ import annotations
@@ -21,12 +18,12 @@ import math
 import os
 import select
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from ztunnel.telemetry.log import get
+from ztunnel.transport.deadlines import Deadline, Deadlines, fire
 from ztunnel.transport.trio_loop import TrioLoop
 
 if TYPE_CHECKING:
@@ -72,20 +69,6 @@ class Flushable(Protocol):
         """Give up: `flush` raised, which is a bug of ours. Must not raise."""
 
 
-class Deadline:
-    """One pending call; `cancel` drops it."""
-
-    __slots__ = ("callback", "when")
-
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        """Forget the call; harmless after it has happened."""
-        self.callback = None
-
-
 class Reactor:
     """Edge-triggered epoll in one trio task."""
 
@@ -115,7 +98,7 @@ class Reactor:
         self._dirty: list[Flushable] = []
         self._fresh: set[int] = set()
         self._input_only: set[int] = set()  # watched, but not for room
-        self._deadlines: dict[float, deque[Deadline]] = {}
+        self._deadlines = Deadlines()
         self._turning = False
         self.trio_fd = -1  # trio's own epoll set, while we wait in its place
         self.trio_has_input = False
@@ -194,12 +177,7 @@ class Reactor:
 
     def deadline(self, seconds: float, callback: Callable[[], None]) -> Deadline:
         """Call `callback` `seconds` from now, at most `TICK_SECONDS` late."""
-        entry = Deadline(trio.current_time() + seconds, callback)
-        queue = self._deadlines.get(seconds)
-        if queue is None:
-            queue = self._deadlines[seconds] = deque()
-        queue.append(entry)
-        return entry
+        return self._deadlines.add(trio.current_time() + seconds, seconds, callback)
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the next turn: what must not happen in the middle of a handler."""
@@ -255,7 +233,7 @@ class Reactor:
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
-            self._expire(trio.current_time())
+            self._deadlines.expire(trio.current_time())
 
     def take_longest_stall(self) -> float:
         """Give the longest time in seconds that no socket was looked at, since the last call.
@@ -279,7 +257,7 @@ class Reactor:
         for handler in again or ():
             self._call(handler, READABLE)
         for callback in soon:
-            self._fire(callback)
+            fire(callback)
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for connection in dirty:
@@ -321,22 +299,6 @@ class Reactor:
         except Exception as error:
             log.exception("connection flush failed", handler=type(connection).__name__)
             _give_up(connection, error)
-
-    def _expire(self, now: float) -> None:
-        # Callbacks set deadlines: those are for the next tick, and may be of a new duration.
-        for queue in tuple(self._deadlines.values()):
-            for _ in range(len(queue)):
-                if queue[0].callback is not None and queue[0].when > now:
-                    break
-                self._fire(queue.popleft().callback)
-
-    def _fire(self, callback: Callable[[], None] | None) -> None:
-        if callback is None:
-            return
-        try:
-            callback()
-        except Exception:  # a bug in one connection must not end the loop of all
-            log.exception("deadline failed")
 
 
 def _give_up(broken: Handler | Flushable, error: Exception) -> None:

@@ -276,10 +276,10 @@ async def test_a_tunnel_that_nobody_used_in_the_end_is_closed_too(monkeypatch) -
 
 async def test_many_short_streams_run_one_idle_timer() -> None:
     async with a_lab() as lab:
-        timers = len(lab.reactor._deadlines.get(60.0, ()))
+        timers = len(lab.reactor._deadlines._queues.get(60.0, ()))
         for _ in range(100):
             end(*await lab.open())
-        assert len(lab.reactor._deadlines[60.0]) == timers + 1
+        assert len(lab.reactor._deadlines._queues[60.0]) == timers + 1
 
 
 async def test_a_draining_pool_opens_nothing_new_and_lets_the_old_finish() -> None:

@@ -264,27 +264,13 @@ async def test_deadlines_come_in_order_and_a_cancelled_one_does_not(monkeypatch)
     monkeypatch.setattr(module, "TICK_SECONDS", 0.005)
     async with a_reactor() as reactor:
         heard = Heard()
-        reactor.deadline(0.02, lambda: heard.note("late"))
+        reactor.deadline(0.3, lambda: heard.note("late"))
         reactor.deadline(0.01, lambda: heard.note("early"))
         cancelled = reactor.deadline(0.01, lambda: heard.note("cancelled"))
         cancelled.cancel()
         await heard.until("late")
         assert [name for name, _ in heard.calls] == ["early", "late"]
         cancelled.cancel()
-
-
-async def test_a_deadline_may_set_others_of_any_duration_and_may_fail(monkeypatch) -> None:
-    monkeypatch.setattr(module, "TICK_SECONDS", 0.005)
-    async with a_reactor() as reactor:
-        heard = Heard()
-
-        def callback() -> None:
-            reactor.deadline(0.003, lambda: heard.note("second"))
-            raise RuntimeError("a bug")
-
-        for seconds in (0.001, 0.002):
-            reactor.deadline(seconds, callback)
-        await heard.until("second", 2)
 
 
 async def test_a_deadline_of_zero_that_renews_itself_does_not_stop_the_world(

@@ -388,14 +388,11 @@ async def test_an_unknown_value_is_no_reason_to_refuse_a_workload(
     assert lab.streams[0].server.refusals == []
 
 
-def test_a_removed_name_may_be_a_workload_or_a_service() -> None:
+def test_a_removed_name_may_be_a_workload_or_a_service_and_a_policys_is_nothing_else() -> None:
     update = as_update(Arrived(ADDRESS_TYPE, [CART], ["shop/cart", "lab//Pod/a/b", "bare"]))
     assert list(update.workloads) == [CART]
     assert list(update.removed_services) == ["shop/cart"]
     assert list(update.removed_workloads) == ["shop/cart", "lab//Pod/a/b", "bare"]
-
-
-def test_a_removed_policy_is_nothing_else() -> None:
     update = as_update(Arrived(AUTHORIZATION_TYPE, [a_policy()], ["shop/old"]))
     assert list(update.policies) == [a_policy()]
     assert list(update.removed_policies) == ["shop/old"]
