@@ -192,6 +192,8 @@ class Reconciler:
         except Exception as exc:  # one pod's bug must not stop the others'
             log.exception("pod failed unexpectedly", uid=uid)
             self._metrics.failures.count("internal").add()
+            if uid in self.enrolments:
+                self.enrolments[uid].reason = f"internal error, see the log: {exc}"
             if offer is not None:
                 offer.error = AgentError(f"internal error: {exc}")
         finally:

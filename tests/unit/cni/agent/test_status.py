@@ -45,6 +45,22 @@ async def test_a_pod_that_is_gone_is_shown_while_something_of_it_is_left(tmp_pat
     agent.reconciler.close()
 
 
+async def test_a_pod_that_a_bug_of_ours_keeps_out_says_so_until_it_is_in(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_pod(a_kube_pod())
+    agent = Agent(world)
+    world.fail["apply"] = ValueError("a bug")  # type: ignore[assignment]  # no error of ours
+    await agent.settle()
+    (status,) = reader(agent).pods()
+    assert (status.state, status.reason) == ("waiting", "internal error, see the log: a bug")
+    del world.fail["apply"]
+    agent.reconciler.mark_all()
+    await agent.settle()
+    (status,) = reader(agent).pods()
+    assert (status.state, status.reason) == ("enrolled", "")
+    agent.reconciler.close()
+
+
 def test_people_get_a_table() -> None:
     enrolled = PodStatus(
         namespace="shop",
