@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 
 import h11
 import structlog
@@ -181,7 +182,9 @@ async def _send(
     ]
     if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return
-    data = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
+    phrase = HTTPStatus(response.status).phrase.encode()  # all that istioctl shows of a refusal
+    head = h11.Response(status_code=response.status, headers=headers, reason=phrase)
+    data = connection.send(head) or b""
     if not is_head:
         data += connection.send(h11.Data(data=body)) or b""
     data += connection.send(h11.EndOfMessage()) or b""

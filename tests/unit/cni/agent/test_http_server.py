@@ -59,7 +59,7 @@ POST = b"POST /echo?a=b HTTP/1.1\r\nHost: unix\r\nContent-Length: 5\r\n\r\nhello
 async def test_a_request_is_answered_and_the_connection_closed(tmp_path: Path) -> None:
     async with serving(tmp_path / "s"):
         answer = await ask(tmp_path / "s", POST)
-    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"connection: close" in answer.lower()
     assert answer.endswith(b"POST a=b hello fds=0")
 
