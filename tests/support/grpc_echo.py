@@ -24,6 +24,7 @@ class EchoServer:
 
     def __init__(self, *names: str, port: int = 0) -> None:
         self.seen: list[dict[str, str]] = []
+        self.peers: list[str] = []  # by which connection each call came
         self.is_waiting = threading.Event()
         self.released = threading.Event()
         self.has_ended = threading.Event()  # a stream
@@ -48,6 +49,7 @@ class EchoServer:
         return self._server.stop(seconds)
 
     def _note(self, context: grpc.ServicerContext) -> None:
+        self.peers.append(context.peer())
         self.seen.append({key: str(value) for key, value in context.invocation_metadata()})
 
     def _unary(self, request: bytes, context: grpc.ServicerContext) -> bytes:

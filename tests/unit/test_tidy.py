@@ -37,6 +37,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "ztunnel/proxy/supervision.py": "tests/flow/test_waiting.py",
     "ztunnel/transport/attempt.py": "tests/unit/transport/test_pool.py",
     "ztunnel/transport/facts.py": "tests/unit/transport/test_secure_dial.py",  # data only
+    "ztunnel/transport/grpc_stream.py": "tests/unit/transport/test_grpc.py",
     "ztunnel/transport/owners.py": "tests/unit/transport/test_tunnel.py",  # protocols only
 }
 # Files that were over the limit when it was introduced, and how long each may be.

@@ -1,8 +1,9 @@
-"""One gRPC call over an HTTP/2 connection of its own, the client's end, without I/O.
+"""One gRPC call over HTTP/2, the client's end, without I/O.
 
 The protocol is gRPC's "PROTOCOL-HTTP2": a POST whose body and answer are messages, each with five
 bytes before it, and whose trailers say how it ended. A unary call is one that `finish`es after its
-only message. HTTP/2 itself is the engine that carries tunnels, `wire.hbone`.
+only message. HTTP/2 itself is the engine that carries tunnels, `wire.hbone`. A call has a
+connection of its own, or shares one with others (`wire.grpc_connection`).
 
 How it works: a message grows as its bytes come, so that however large it is, no step of that takes
 long. One whole message waits to be taken; what comes behind it
@@ -97,12 +98,18 @@ class GrpcCall:
         metadata: Sequence[tuple[str, str]],
         *,
         seconds: float | None = None,
+        connection: HboneConnection | None = None,
     ) -> None:
-        """Begin the call; `seconds` tells the server how long we are going to wait."""
+        """Begin the call; `seconds` tells the server how long we are going to wait.
+
+        Raises:
+            LimitError: `connection`, which it is to share, takes no more calls.
+        """
         self.failure: CallError | None = None
         self.is_over = False  # nothing more will come, though there may be a message to take
-        self._connection = HboneConnection(client=True, settings=HboneSettings())
+        self._connection = connection or HboneConnection(client=True, settings=HboneSettings())
         self._stream = self._connection.open(_request(authority, path, metadata, seconds))
+        self._stream.owner = self
         self._outgoing: deque[memoryview] = deque()
         self._is_finished = False
         self._prefix = bytearray()
@@ -117,6 +124,11 @@ class GrpcCall:
     def has_news(self) -> bool:
         """Whether there is a message to take, or the call is over."""
         return self.is_over or self._ready is not None
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the server has said nothing to this call but, perhaps, that it refuses it."""
+        return not self._stream.answered
 
     @property
     def has_more_to_send(self) -> bool:
@@ -148,6 +160,12 @@ class GrpcCall:
 
     def data_to_send(self) -> bytes:
         """Take the next bytes to send, a piece of moderate size; empty if none may be sent now."""
+        self.queue()
+        taken, self._connection.control = self._connection.control, bytearray()
+        return bytes(taken)
+
+    def queue(self) -> None:
+        """Put the next piece that may be sent behind what the connection has to send."""
         room = min(SEND_BYTES, self._connection.sendable(self._stream))
         while room and self._outgoing:
             part = self._outgoing.popleft()
@@ -158,19 +176,21 @@ class GrpcCall:
             room -= len(part)
             if self._is_finished and not self._outgoing:
                 self._connection.finish(self._stream)
-        taken, self._connection.control = self._connection.control, bytearray()
-        return bytes(taken)
 
     def cancel(self) -> None:
         """Give the call up, and the connection with it."""
-        self._end()
+        self.give_up()
         self._connection.goaway()
+
+    def give_up(self) -> None:
+        """Want nothing more of the call; the server hears of it unless it is done."""
+        self._end()
 
     def receive(self, data: memoryview) -> None:
         """Digest bytes from the server, cut anywhere."""
         try:
             for event in self._connection.receive(data):
-                self._handle(event)
+                self.handle(event)
         except TunnelError as error:
             self.fail("UNAVAILABLE", f"the server breaks HTTP/2: {error}")
 
@@ -205,7 +225,8 @@ class GrpcCall:
         self._outgoing.clear()
         self._connection.reset(self._stream, code)
 
-    def _handle(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
+        """Take note of what happened on the connection, to this call or to all of them."""
         match event:
             case DataReceived(_, chunks):
                 for chunk in chunks:

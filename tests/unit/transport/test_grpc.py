@@ -18,7 +18,7 @@ from tests.support.grpc_echo import EchoServer
 from ztunnel.errors import CallError, LimitError
 from ztunnel.identity.dev_ca import DevelopmentCa
 from ztunnel.model.settings import ServerUrl, Source, SourceKind
-from ztunnel.transport import grpc as module
+from ztunnel.transport import grpc as module, grpc_stream
 from ztunnel.transport.grpc import GrpcClient
 from ztunnel.transport.grpc_access import LOCAL, GrpcAccess
 from ztunnel.wire.hbone.frames import (
@@ -258,7 +258,7 @@ async def test_leaving_a_stream_tells_the_server(server: EchoServer) -> None:
 async def test_messages_to_a_server_that_takes_none_have_a_limit(
     server: EchoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REQUESTS_QUEUED_MAX", 0)
+    monkeypatch.setattr(grpc_stream, "REQUESTS_QUEUED_MAX", 0)
     async with GrpcClient(access(server.port)).stream("/lab.Echo/Stream") as stream:
         with pytest.raises(LimitError, match="requests are waiting for https://localhost"):
             stream.send(b"x")
@@ -339,8 +339,8 @@ async def test_an_answer_may_come_byte_by_byte() -> None:
 async def test_a_server_that_falls_silent_is_pinged_and_then_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(module, "PING_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_stream, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_stream, "PING_TIMEOUT_SECONDS", 0.1)
     async with a_scripted_server(OPENED) as port:
         with pytest.raises(CallError, match="UNAVAILABLE: no answer to a ping"):
             await GrpcClient(access(port)).unary("/lab.Echo/Unary", b"x", seconds=SECONDS)
@@ -349,7 +349,7 @@ async def test_a_server_that_falls_silent_is_pinged_and_then_given_up(
 async def test_a_server_that_answers_pings_may_be_silent_for_long(
     server: EchoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_stream, "PING_SECONDS", 0.05)
     async with GrpcClient(access(server.port)).stream("/lab.Echo/Stream") as stream:
         with trio.move_on_after(0.5) as scope:
             await stream.receive()
