@@ -53,12 +53,13 @@ class CaFault(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaCall:
-    """What one caller said; `token` without its scheme."""
+    """What one caller said, from where; `token` without its scheme."""
 
     request: CertificateRequest
     token: str
     cluster_id: str
     metadata: tuple[tuple[str, str], ...]
+    peer: str  # differs by connection
 
 
 class MeshCa:
@@ -104,7 +105,13 @@ class MeshCa:
         token = shown.get("authorization", "").removeprefix(BEARER)
         cluster_id = shown.get("clusterid", "")
         self.calls.append(
-            CaCall(request=request, token=token, cluster_id=cluster_id, metadata=metadata)
+            CaCall(
+                request=request,
+                token=token,
+                cluster_id=cluster_id,
+                metadata=metadata,
+                peer=context.peer(),
+            )
         )
         fault, authority = self.fault, self.authority
         if fault is CaFault.DOWN:

@@ -52,6 +52,9 @@ class Caller(Protocol):
             CallError: it failed.
         """
 
+    async def share(self) -> None:
+        """Let calls at about the same time share a connection, until cancelled."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaClient:
@@ -70,6 +73,10 @@ class CaClient:
 
     def __str__(self) -> str:
         return f"CA {self.address}"
+
+    async def run(self) -> None:
+        """Let calls at about the same time share a connection, until cancelled."""
+        await self.caller.share()
 
     async def issue(self, identity: Identity) -> WorkloadCertificate:
         """Get a certificate with a fresh key.

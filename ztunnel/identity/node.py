@@ -11,6 +11,7 @@ import structlog
 import trio
 from cryptography import x509
 
+from ztunnel.identity.ca import CaClient
 from ztunnel.identity.crl_watch import SETTLE_SECONDS, CrlWatch
 from ztunnel.identity.dev_ca import wall_clock
 from ztunnel.identity.manager import CertificateIssuer, CertificateManager
@@ -46,6 +47,7 @@ class NodeCredentials:
             ConfigError: post-quantum key exchange is demanded, and this OpenSSL has none.
         """
         self._metrics = metrics
+        self._issuer = issuer
         self.revocations = None if config.crl_path is None else Revocations()
         self.contexts = TlsContexts.of(config, self.revocations)
         self.on_certificate: Follower = lambda *_: None  # hears what came, and who was forgotten
@@ -72,6 +74,8 @@ class NodeCredentials:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetch, renew, forget and follow the lists until cancelled."""
         async with trio.open_nursery() as nursery:
+            if isinstance(self._issuer, CaClient):
+                nursery.start_soon(self._issuer.run)
             await nursery.start(self.certificates.run)
             if self._prefetcher is not None:
                 await nursery.start(self._prefetcher.run)

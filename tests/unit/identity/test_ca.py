@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -37,10 +38,18 @@ class FakeCaller:
     def __init__(self, answer: Callable[[bytes], Sequence[bytes]]) -> None:
         self.answer = answer
         self.calls: list[tuple[str, bytes, float]] = []
+        self.shares = False
 
     async def unary(self, path: str, request: bytes, *, seconds: float) -> bytes:
         self.calls.append((path, request, seconds))
         return encode_response(self.answer(decode_request(request).csr_pem))
+
+    async def share(self) -> None:
+        self.shares = True
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.shares = False
 
 
 def a_client(answer: Callable[[bytes], Sequence[bytes]] = AUTHORITY.sign) -> CaClient:
@@ -65,6 +74,16 @@ async def test_a_request_says_who_for_how_long_and_has_a_deadline() -> None:
     (extension,) = csr.extensions
     assert extension.critical
     assert [name.value for name in extension.value] == [str(a_name("bank"))]
+
+
+async def test_while_it_runs_its_calls_share_connections() -> None:
+    client = a_client()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert client.caller.shares
+        nursery.cancel_scope.cancel()
+    assert not client.caller.shares
 
 
 async def test_a_proxy_that_asks_for_itself_impersonates_nobody() -> None:

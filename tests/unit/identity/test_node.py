@@ -11,9 +11,11 @@ import trio
 import trio.testing
 
 from tests.support.builders import a_workload
+from tests.support.ca import a_running_ca
 from tests.support.certs import AUTHORITY, a_certificate, a_name
 from ztunnel.config import Config
 from ztunnel.identity.dev_ca import DevelopmentIssuer
+from ztunnel.identity.manager import CertificateIssuer
 from ztunnel.identity.node import NodeCredentials, is_revoked
 from ztunnel.model.settings import ProxyMode
 from ztunnel.model.workload import TunnelProtocol
@@ -32,11 +34,14 @@ def in_force(pem: bytes) -> Revocations:
 
 @asynccontextmanager
 async def running(
-    config: Config = CONFIG, *, store: Store | None = None, metrics: Metrics | None = None
+    config: Config = CONFIG,
+    *,
+    store: Store | None = None,
+    metrics: Metrics | None = None,
+    issuer: CertificateIssuer | None = None,
 ) -> AsyncIterator[NodeCredentials]:
-    node = NodeCredentials(
-        config, store or Store(), metrics or Metrics(), DevelopmentIssuer(AUTHORITY)
-    )
+    issuer = issuer or DevelopmentIssuer(AUTHORITY)
+    node = NodeCredentials(config, store or Store(), metrics or Metrics(), issuer)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         yield node
@@ -47,6 +52,16 @@ async def renewed(node: NodeCredentials, old: object) -> None:
     with trio.fail_after(5):
         while node.certificates.cached(a_name()) is old:
             await trio.lowlevel.checkpoint()
+
+
+async def test_what_a_node_needs_at_its_start_comes_over_one_connection() -> None:
+    names = [a_name(f"cart-{number}") for number in range(12)]
+    async with a_running_ca() as ca, running(issuer=ca.client()) as node:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(node.certificates.certificate_for, name)
+        assert {call.request.impersonated for call in ca.ca.calls} == set(map(str, names))
+        assert len({call.peer for call in ca.ca.calls}) == 1
 
 
 async def test_pods_of_the_node_have_certificates_before_anyone_asks() -> None:
