@@ -6,21 +6,20 @@ services leave out endpoints in other networks, whose addresses mean nothing her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import cast
 
+from ztunnel.decide.pod_names import PodNames, label_of
 from ztunnel.model.identity import Namespace
 from ztunnel.model.network import IpAddress, Network
 from ztunnel.model.service import IpFamilies, Service, Visibility
 from ztunnel.model.workload import Workload
-from ztunnel.state.services import Services
+from ztunnel.state.services import Services, accepts_unhealthy
 from ztunnel.state.workloads import Workloads
 
 _REVERSE_V4, _REVERSE_V6 = ".in-addr.arpa", ".ip6.arpa"
 _OCTETS, _NIBBLES = 4, 32
-LABEL_CHARS_MAX = 63  # a pod's name may be longer
 _V4 = 4
 _FORBIDDEN = {4: IpFamilies.IPV6_ONLY, 6: IpFamilies.IPV4_ONLY}
 
@@ -172,13 +171,6 @@ def reversed_address(name: str) -> IpAddress | None:
         return None
 
 
-def label_of(workload: Workload) -> str:
-    """Name a pod below its service: by its name, or its address if the name is no label."""
-    if workload.name and "." not in workload.name and len(workload.name) <= LABEL_CHARS_MAX:
-        return workload.name.lower()
-    return _dashed(workload.ips[0]) if workload.ips else ""
-
-
 def first_ip(workload: Workload, version: int) -> list[IpAddress]:
     """Give the address of one IP version that a pod is known by; none or one."""
     return [ip for ip in workload.ips if ip.version == version][:1]
@@ -197,27 +189,16 @@ def _find_pod(name: str, view: Viewpoint, services: Services) -> Found | None:
     return None if endpoint is None else Found(service, name, endpoint)
 
 
-def _pods(service: Service, view: Viewpoint, services: Services) -> Mapping[str, Workload]:
-    """Give the endpoints by their labels: the pod's name, and its address with dashes."""
-
-    def compute() -> dict[str, Workload]:
-        found: dict[str, Workload] = {}
-        for workload in services.endpoints(service):
-            if workload.network == view.network:
-                found.setdefault(label_of(workload), workload)
-                for ip in workload.ips:
-                    found.setdefault(_dashed(ip), workload)
-        return found
-
-    # An empty answer is remembered, too: "not found" is told from it by `None`.
-    key = ("pods by label", view.network)
-    return cast("dict[str, Workload]", services.endpoints_of(service.key).remember(key, compute))
-
-
-def _dashed(ip: IpAddress) -> str:
-    """Write an address as a label, as cluster DNS does: one that ended in a dash ends in a zero."""
-    label = str(ip).replace(".", "-").replace(":", "-")
-    return f"{label}0" if label.endswith("-") else label
+def _pods(service: Service, view: Viewpoint, services: Services) -> PodNames:
+    endpoints = services.endpoints_of(service.key)
+    question = "pod names", view.network
+    pods = endpoints.followed(question)
+    if pods is None:
+        takes_all = accepts_unhealthy(service)
+        pods = PodNames(view.network, endpoints.members.values(), takes_all=takes_all)
+        endpoints.follow(question, pods)
+    assert isinstance(pods, PodNames)
+    return pods
 
 
 def _choose(hostname: str, view: Viewpoint, services: Services) -> Service | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ztunnel.decide import names
 from ztunnel.decide.names import Found, Viewpoint
+from ztunnel.decide.pod_names import label_of
 from ztunnel.model.network import PORT_MAX, IpAddress, Port
 from ztunnel.model.service import Service
 from ztunnel.model.workload import Workload
@@ -68,7 +69,7 @@ def targets(
     for pod in pods:
         if len(listed) >= TARGETS_MAX:
             break
-        label = names.label_of(pod)
+        label = label_of(pod)
         if label and pod.network == view.network:
             host = f"{label}.{service.hostname}"
             addresses = tuple(ip for version in versions for ip in names.first_ip(pod, version))

@@ -8,13 +8,11 @@ once there is so much to tell that it would be as well made anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from ztunnel.model.workload import Workload, WorkloadUid
 
-# Answers remembered per service; a node's pods share a locality, so few are ever needed.
-MEMO_ENTRIES_MAX = 256
+# For each service; a node's pods share a locality, so few are ever needed.
 FOLLOWERS_MAX = 64
 # To tell of a change takes as long as to look at so many endpoints when one is made anew.
 CHANGE_ENDPOINTS = 16
@@ -72,11 +70,10 @@ class _Followers:
 class Endpoints:
     """The workloads that say they serve one service. Most services are never asked about."""
 
-    __slots__ = ("_followers", "_memo", "members")
+    __slots__ = ("_followers", "members")
 
     def __init__(self) -> None:
         self.members: dict[WorkloadUid, Workload] = {}
-        self._memo: dict[object, object] | None = None
         self._followers: _Followers | None = None
 
     def put(self, workload: Workload) -> None:
@@ -91,18 +88,7 @@ class Endpoints:
 
     def forget(self) -> None:
         """Drop every answer: the service itself has changed."""
-        self._memo = self._followers = None
-
-    def remember(self, key: object, compute: Callable[[], object]) -> object:
-        """Return `compute()`, computed at most once per `key` until something changes."""
-        if self._memo is None:
-            self._memo = {}
-        found = self._memo.get(key)
-        if found is None:
-            if len(self._memo) >= MEMO_ENTRIES_MAX:
-                self._memo.clear()
-            found = self._memo[key] = compute()
-        return found
+        self._followers = None
 
     def followed(self, key: object) -> Follower | None:
         """Return the follower kept for this key, told of all changes; None if there is none."""
@@ -118,6 +104,5 @@ class Endpoints:
         self._followers.add(key, follower)
 
     def _note(self, uid: WorkloadUid) -> None:
-        self._memo = None
         if self._followers is not None:
             self._followers.note(uid, max(CHANGES_MIN, len(self.members) // CHANGE_ENDPOINTS))

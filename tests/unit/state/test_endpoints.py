@@ -8,7 +8,6 @@ from ztunnel.state.endpoints import (
     CHANGE_ENDPOINTS,
     CHANGES_MIN,
     FOLLOWERS_MAX,
-    MEMO_ENTRIES_MAX,
     Endpoints,
 )
 
@@ -30,33 +29,6 @@ def following(endpoints: Endpoints, *keys: object) -> list[Notes]:
     for key, one in zip(keys, found, strict=True):
         endpoints.follow(key, one)
     return found
-
-
-def change(endpoints: Endpoints, *, how: str) -> None:
-    match how:
-        case "put":
-            endpoints.put(A)
-        case "remove":
-            endpoints.remove(A.uid)
-        case _:
-            endpoints.forget()
-
-
-@pytest.mark.parametrize("how", ["put", "remove", "forget"])
-def test_an_answer_is_remembered_until_something_changes(how: str) -> None:
-    endpoints = Endpoints()
-    count = iter(range(100))
-    assert endpoints.remember("x", lambda: next(count)) == 0
-    assert endpoints.remember("x", lambda: next(count)) == 0
-    change(endpoints, how=how)
-    assert endpoints.remember("x", lambda: next(count)) == 1
-
-
-def test_answers_are_remembered_for_a_bounded_number_of_callers() -> None:
-    endpoints = Endpoints()
-    for number in range(MEMO_ENTRIES_MAX + 1):
-        endpoints.remember(number, lambda: "answer")
-    assert endpoints.remember(0, lambda: "computed again") == "computed again"
 
 
 def test_a_follower_is_told_of_each_change_when_it_is_asked_for() -> None:
