@@ -311,8 +311,8 @@ async def measure_change(
     child.stdin.flush()
     with trio.fail_after(CHANGE_SECONDS):
         await until(is_done)
-    cpu, _, text = stalls.take()
-    print(f"{what}: {cpu:.3f} s CPU, {text}")
+    _, _, text = stalls.take()
+    print(f"{what}: {text}")
 
 
 async def measure_churn(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,6 +42,31 @@ def names(store: Store, service: Service, **more: Any) -> set[str]:
     """Collect the names of what sixty picks choose."""
     picks = (choose(store, service, seed, **more) for seed in range(60))
     return {found.workload.name for found in picks if found}
+
+
+class _Dial(random.Random):
+    """Not random at all: every draw takes what stands at one point of what could be drawn."""
+
+    def __init__(self, point: Fraction) -> None:
+        super().__init__()
+        self._point = point
+        self.parts = 0  # equal ones, into which the last draw was divided
+
+    def _randbelow(self, n: int) -> int:
+        self.parts = n
+        return int(self._point * n)
+
+
+def chances(draw: Callable[[random.Random], Workload | None]) -> dict[str, Fraction]:
+    """Say exactly how probable it is that each endpoint is drawn, with one random number."""
+    probe = _Dial(Fraction(0))
+    draw(probe)
+    drawn: dict[str, Fraction] = {}
+    for part in range(probe.parts):
+        one = draw(_Dial(Fraction(part, probe.parts)))
+        assert one is not None
+        drawn[one.name] = drawn.get(one.name, Fraction(0)) + Fraction(1, probe.parts)
+    return drawn
 
 
 def balanced(mode: BalanceMode, *preferences: Scope) -> Service:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,12 +15,14 @@ from tests.support.picks import (
     KEY,
     an_endpoint,
     balanced,
+    chances,
     choose,
     endpoints,
     names,
     services,
 )
 from ztunnel.decide.balance import Purpose, pick
+from ztunnel.decide.ranking import Ranking
 from ztunnel.model.network import Port
 from ztunnel.model.service import BalanceMode, HealthPolicy, LoadBalancer, Scope, Service
 from ztunnel.model.workload import (
@@ -29,7 +33,7 @@ from ztunnel.model.workload import (
     WorkloadUid,
 )
 from ztunnel.state.endpoints import FOLLOWERS_MAX
-from ztunnel.state.store import Update
+from ztunnel.state.store import Store, Update
 
 PREFERENCES = (Scope.NETWORK, Scope.REGION, Scope.ZONE)
 
@@ -220,3 +224,71 @@ def test_a_pick_is_always_an_eligible_endpoint(
     assert found.workload.ips
     assert KEY in found.workload.services
     assert found.port > 0
+
+
+CALLERS = [
+    CALLER,
+    an_endpoint("elsewhere", "r1/z2/s1", node="n2"),
+    an_endpoint("far", "r2/z1/s1", network="far"),
+]
+an_update = st.builds(
+    Update,
+    workloads=endpoints,
+    removed_workloads=st.lists(st.sampled_from("abcdefgh"), max_size=2),
+    services=st.lists(services, max_size=1) | st.just([]),
+)
+
+
+@given(first=services, updates=st.lists(st.tuples(an_update, st.booleans()), max_size=8))
+def test_what_keeps_up_with_changes_is_what_would_be_made_anew(
+    first: Service, updates: list[tuple[Update, bool]]
+) -> None:
+    """Whoever asks, and however much has changed since somebody asked last."""
+    store = a_store(first)
+    for update, is_asked in updates:
+        store.apply(update)
+        if not is_asked:
+            continue
+        service = store.services.by_key(first.key)
+        assert service is not None
+        anew = a_store(service, *store.workloads.all())
+        for caller in CALLERS:
+            assert chances_of(store, service, caller) == chances_of(anew, service, caller)
+
+
+def chances_of(store: Store, service: Service, caller: Workload) -> dict[str, Fraction]:
+    def draw(rng: random.Random) -> Workload | None:
+        found = pick(
+            store.services,
+            service,
+            Port(80),
+            source=caller,
+            purpose=Purpose.STANDARD,
+            rng=rng,
+        )
+        return None if found is None else found.workload
+
+    return chances(draw)
+
+
+def test_a_pick_after_a_change_looks_at_what_changed_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+    sort = Ranking.sort
+
+    def counted(self: Ranking, workloads: Iterable[Workload]) -> dict[int, list[Workload]]:
+        there = list(workloads)
+        looked.append(len(there))
+        return sort(self, there)
+
+    monkeypatch.setattr(Ranking, "sort", counted)
+    service = balanced(BalanceMode.FAILOVER, Scope.NODE)
+    far = [an_endpoint(f"far-{number}", node="n2") for number in range(1000)]
+    near = [an_endpoint("near", node="n1", health=health) for health in Health]
+    store = a_store(service, *far)
+    for change in (*near, *near, *near):  # the only one of the best rank comes and goes
+        store.apply(Update(workloads=[change]))
+        assert choose(store, service) is not None
+    assert looked[0] > 1000
+    assert looked[1:] == [1] * 5

@@ -8,6 +8,7 @@ from fractions import Fraction
 from hypothesis import given, strategies as st
 
 from tests.support.builders import a_workload
+from tests.support.picks import chances
 from ztunnel.decide.pick_list import PickList
 from ztunnel.model.workload import Workload, WorkloadUid
 
@@ -23,31 +24,6 @@ def sort(workloads: Iterable[Workload]) -> dict[int, list[Workload]]:
         if int(one.node) >= 0:
             found.setdefault(int(one.node), []).append(one)
     return found
-
-
-class Dial(random.Random):
-    """Not random at all: every draw takes what stands at one point of what could be drawn."""
-
-    def __init__(self, point: Fraction) -> None:
-        super().__init__()
-        self._point = point
-        self.steps = 0  # into how many equal parts the last draw was divided
-
-    def _randbelow(self, n: int) -> int:
-        self.steps = n
-        return int(self._point * n)
-
-
-def chances(listed: PickList) -> dict[str, Fraction]:
-    """Say exactly how probable it is that each endpoint is drawn."""
-    probe = Dial(Fraction(0))
-    listed.best.draw(probe)
-    drawn: dict[str, Fraction] = {}
-    for step in range(probe.steps):
-        one = listed.best.draw(Dial(Fraction(step, probe.steps)))
-        assert one is not None
-        drawn[one.name] = drawn.get(one.name, Fraction(0)) + Fraction(1, probe.steps)
-    return drawn
 
 
 def wanted(there: Iterable[Workload]) -> dict[str, Fraction]:
@@ -75,7 +51,7 @@ def test_a_list_that_keeps_up_is_the_list_made_anew(
         else:
             there.pop(name, None)
         listed.changed(WorkloadUid(name), there.get(name))
-        assert chances(listed) == wanted(there.values())
+        assert chances(listed.best.draw) == wanted(there.values())
         ranked = sort(there.values())
         assert [{one.name for one in lot} for lot in listed.by_rank()] == [
             {one.name for one in ranked[rank]} for rank in sorted(ranked, reverse=True)
