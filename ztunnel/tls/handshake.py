@@ -32,6 +32,7 @@ from ztunnel.tls.verify import PeerCertificate
 RECEIVED_BYTES_MAX = 128 * 1024  # certificates of a chain, with room; a peer must not fill memory
 RECORD_BYTES_MAX = 16384 + 2048  # RFC 5246 s6.2.3; TLS 1.3 allows less, which OpenSSL checks
 RECORD_TYPES = range(20, 24)
+LEGACY_MAJOR = 3  # the first byte of the version in every record header
 TLS13 = "TLSv1.3"
 # Suites of TLS 1.3 and 1.2 that we accept, by number: a client must offer one (RFC 8446 B.4, 5289)
 AES_GCM_SUITES = frozenset({0x1301, 0x1302, 0xC02B, 0xC02C, 0xC02F, 0xC030})
@@ -280,16 +281,15 @@ def _record_end(raw: bytes, at: int) -> int:
     Raises:
         TlsError: this is no record; found out early, as plaintext on the wrong port is common.
     """
-    header = raw[at : at + HEADER_BYTES]
-    if header and (header[0] not in RECORD_TYPES or header[1:2] not in (b"", b"\x03")):
+    left = len(raw) - at
+    if left > 0 and (raw[at] not in RECORD_TYPES or (left > 1 and raw[at + 1] != LEGACY_MAJOR)):
         raise TlsError("peer does not speak TLS", code=Alert.UNEXPECTED_MESSAGE)
-    if len(header) < HEADER_BYTES:
+    if left < HEADER_BYTES:
         return 0
-    length = int.from_bytes(header[3:], "big")
+    length = raw[at + 3] << 8 | raw[at + 4]
     if length > RECORD_BYTES_MAX:
         raise TlsError("record too long", code=Alert.RECORD_OVERFLOW)
-    end = at + HEADER_BYTES + length
-    return end if end <= len(raw) else 0
+    return at + HEADER_BYTES + length if left >= HEADER_BYTES + length else 0
 
 
 def _encrypted_records(written: bytes) -> int:

