@@ -9,6 +9,7 @@ reset without first asking whether the peer was faster.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from h2.errors import ErrorCodes
@@ -50,6 +51,9 @@ RESETS_PER_READ: Final = 1
 CREDITS_PER_DATA: Final = 2
 
 CREDIT_SHARE: Final = 4  # give credit back when a quarter of the window is owed
+
+
+INTRODUCTIONS_MAX = 16
 
 
 class Outgoing:
@@ -106,7 +110,7 @@ class Outgoing:
         self._resets = Budget(limits.max_resets, per_read=RESETS_PER_READ)
         self._reply_bytes = 0
         self._reply_mark = 0
-        self._introduce()
+        self.control += introduction(settings, client=client)
 
     def open(self, headers: Headers) -> Stream:
         """Client: begin a stream with a request and leave our direction open.
@@ -242,15 +246,6 @@ class Outgoing:
         """Say which stream was the last; later ones are refused, safe to retry elsewhere."""
         self.goaway()
 
-    def _introduce(self) -> None:
-        """Queue what either end says first."""
-        if self.client:
-            self.control += PREFACE
-        self.control += pack_settings(self.settings.announced(client=self.client))
-        # The connection's window has no setting: it starts at the default and can be raised only.
-        if growth := self.settings.connection_window - DEFAULT_WINDOW:
-            self.control += pack_window_update(0, growth)
-
     def _queue_headers(self, stream_id: int, headers: Headers, *, end_stream: bool) -> None:
         block = self._codec.encode(headers)
         limit = self.peer_max_frame_size
@@ -315,3 +310,14 @@ class Outgoing:
         """Reset a stream that we know by its number only."""
         self._reply(pack_reset(stream_id, code))
         self._remember_reset(stream_id)
+
+
+@lru_cache(maxsize=INTRODUCTIONS_MAX)
+def introduction(settings: HboneSettings, *, client: bool) -> bytes:
+    """Print what either end says first; remembered, as it is the same for every connection."""
+    said = PREFACE if client else b""
+    said += pack_settings(settings.announced(client=client))
+    # The connection's window has no setting: it starts at the default and can be raised only.
+    if growth := settings.connection_window - DEFAULT_WINDOW:
+        said += pack_window_update(0, growth)
+    return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from h2.errors import ErrorCodes
@@ -87,6 +88,9 @@ class HboneSettings:
         }
 
 
+PAYLOADS_MAX = 64  # each has a few hundred bytes at most
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HboneLimits:
     """What we put up with before a peer is cut off or a stream refused.
@@ -112,8 +116,11 @@ class HboneLimits:
     assumed_peer_streams: int = 100
 
 
-def parse_settings(payload: bytes, *, client: bool) -> dict[int, int]:
+@lru_cache(maxsize=PAYLOADS_MAX)
+def parse_settings(payload: bytes, *, client: bool) -> tuple[tuple[int, int], ...]:
     """Read and check a SETTINGS payload; later entries win, unknown ones are kept.
+
+    Remembered, as nearly all peers say the same.
 
     Raises:
         TunnelError: a length, a value or a number of entries that may not be.
@@ -129,7 +136,7 @@ def parse_settings(payload: bytes, *, client: bool) -> dict[int, int]:
     for code, value in SETTING.iter_unpack(payload):
         _check_setting(code, value, client=client)
         values[code] = value
-    return values
+    return tuple(values.items())
 
 
 def _check_setting(code: int, value: int, *, client: bool) -> None:

@@ -50,7 +50,7 @@ class Steering(Outgoing):
         if not self.settings_received:
             self.peer_max_concurrent_streams = UNLIMITED_STREAMS
             self.settings_received = True
-        for code, value in values.items():
+        for code, value in values:
             match code:
                 case SettingCodes.HEADER_TABLE_SIZE:
                     self._codec.resize(value)
