@@ -197,7 +197,8 @@ def issuer_of_a_lone_leaf(chain_pem: bytes, roots: Sequence[bytes]) -> bytes:
     if len(PEM_CERTIFICATE.findall(chain_pem)) != 1:
         return b""
     leaf = x509.load_pem_x509_certificate(chain_pem)
-    for root in map(x509.load_der_x509_certificate, roots):
-        if has_signed(root, leaf):
-            return b"\n" + root.public_bytes(Encoding.PEM)
-    return b""
+    found = [x509.load_der_x509_certificate(root) for root in roots]
+    named = [root for root in found if root.subject == leaf.issuer]
+    if len(named) > 1:  # an authority that changes its key keeps its name
+        named = [root for root in named if has_signed(root, leaf)]
+    return b"\n" + named[0].public_bytes(Encoding.PEM) if named else b""
