@@ -82,6 +82,8 @@ class Application:
         """
         self.config = config
         self.started = time.perf_counter()
+        reactor = Reactor()
+        self.pace = Pace(reactor)
         static_path = config.local_xds_path
         watch = None  # from before the file is read first
         if static_path is not None:
@@ -92,11 +94,11 @@ class Application:
         self.static_watch = None
         if watch is not None:
             on_load = outcome_of(self.metrics.static_loads)
-            self.static_watch = LocalConfigWatch(watch, self.store, self.static, on_load=on_load)
+            self.static_watch = LocalConfigWatch(
+                watch, self.store, self.static, on_load=on_load, pace=self.pace
+            )
         on_demand = config.xds_on_demand and config.xds_address is not None
         self.demand = Demand(self.store, metrics=self.metrics) if on_demand else None
-        reactor = Reactor()
-        self.pace = Pace(reactor)
         issuer = make_issuer(config, self.pace)
         self.credentials = NodeCredentials(config, self.store, self.metrics, issuer)
         self.certificates = self.credentials.certificates

@@ -15,8 +15,8 @@ from ztunnel.state.policy_index import Entry, PolicyIndex
 # More changes than so many are staged, as each takes 20 us: what takes long is done before they
 # take effect, or after it, in slices.
 STAGED_MIN = 32
-STAGED_PER_STEP = 50
-KEYS_PER_STEP = 500  # only looked up
+STAGED_PER_STEP = 8
+KEYS_PER_STEP = 200  # only looked up
 
 # Distinct (namespace, policy keys) of the workloads we enforce for; one node has a few hundred.
 SETS_MAX = 4096

@@ -2,16 +2,10 @@
 
 How to use it:
 
-    for step in steps:                       # of a fifth of a millisecond at the most
-        with await pace.turn() as turn:      # nothing in here may await
-            step()
+    with await pace.turn():     # nothing in here may await
+        step()                  # of a fifth of a millisecond at the most
 
-    steps = iter(steps)                      # short ones, as many as fit into a turn
-    with await pace.turn() as turn:
-        for step in steps:
-            step()
-            if turn.is_over:
-                break
+    await pace.through(steps)   # short ones, as many in each turn as fit into it
 
 What takes long and nobody's connection waits for (applying what the control plane sent, dumps,
 scrapes, TLS and certificates of our own calls) is done in turns. One at a time has the turn, in the
@@ -27,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -71,6 +65,14 @@ class Pace:
         self._began = self._clock()
         self._until = self._began + seconds
         return self
+
+    async def through(self, steps: Iterable[object]) -> None:
+        """Draw `steps`, which are work, to their end."""
+        left = iter(steps)
+        is_done = False
+        while not is_done:
+            with await self.turn():
+                is_done = not any(self.is_over for _ in left)
 
     @property
     def is_over(self) -> bool:

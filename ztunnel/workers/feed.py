@@ -19,7 +19,7 @@ from ztunnel.state.store import Changes, Store, Update
 
 K = TypeVar("K")
 
-SLICE_ITEMS = 50  # told at once: about 1 ms of the worker's time
+SLICE_ITEMS = 8  # told at once: about a fifth of a millisecond of the worker's time
 
 
 class Feed:

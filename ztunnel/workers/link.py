@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READ_BYTES = 256 * 1024
 FDS_PER_READ = 16
 # Senders of much wait for this; what else is sent is small.
-SHORT_QUEUE_BYTES = 1024 * 1024
+SHORT_QUEUE_BYTES = 256 * 1024
 QUEUE_BYTES_MAX = 2 * BODY_BYTES_MAX
 SEND_SECONDS = 30.0  # whoever reads nothing for so long is stuck, and its pods unserved
 

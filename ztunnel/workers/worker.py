@@ -28,6 +28,7 @@ from ztunnel.telemetry.metrics import Metrics
 from ztunnel.telemetry.runtime import watch_loop
 from ztunnel.tls.context import TlsContexts
 from ztunnel.tls.crl import RevocationList, Revocations
+from ztunnel.transport.pace import Pace
 from ztunnel.transport.reactor import Reactor
 from ztunnel.workers.certificates import HandedCertificates
 from ztunnel.workers.link import Link
@@ -96,6 +97,8 @@ class Worker:
         )
         on_demand = config.xds_on_demand and config.xds_address is not None
         self.questions = Questions(lambda turn, what: say(Asks(turn, what)))
+        reactor = Reactor()
+        self.pace = Pace(reactor)
         self.node = make_node(
             config,
             store=self.store,
@@ -103,7 +106,7 @@ class Worker:
             tls=self.contexts,
             metrics=self.metrics,
             demand=self.questions if on_demand else None,
-            reactor=Reactor(),
+            reactor=reactor,
         )
         self.pods = PodManager(self.node)
         self._settling = Settling()
@@ -139,13 +142,14 @@ class Worker:
                 self._say(Done(turn))
             case Begin():
                 raise PeerError("told to begin a second time")
+            case Apply(update):
+                with await self.pace.turn():
+                    self._apply(update)
             case _:
                 self._learn(order)
 
-    def _learn(self, order: Apply | Certified | Learned | Lists | Levels) -> None:
+    def _learn(self, order: Certified | Learned | Lists | Levels) -> None:
         match order:
-            case Apply(update):
-                self._apply(update)
             case Certified(identity, certificate, error):
                 self.certificates.hand(identity, certificate, error)
                 if certificate is None and error is None:
@@ -224,6 +228,7 @@ async def run_worker(sock: Socket) -> None:
     """
     link = Link(sock, "the control process")
     worker: Worker | None = None
+    pace = Pace()  # until there are connections
 
     def say(answer: Answer) -> None:
         link.post(encode_answer(answer))
@@ -231,13 +236,15 @@ async def run_worker(sock: Socket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def received(frame: Frame) -> None:
-            nonlocal worker
+            nonlocal worker, pace
             netns = None if frame.fd is None else PodNetns(frame.fd)
-            order = decode_order(frame.body)
+            with await pace.turn():
+                order = decode_order(frame.body)
             if worker is not None:
                 await worker.obey(order, netns)
             elif isinstance(order, Begin):
                 worker = Worker(order, say, link.short)
+                pace = worker.pace
                 await nursery.start(worker.run)
                 say(Ready())
                 log.info("worker ready", worker=order.number)

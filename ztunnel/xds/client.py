@@ -207,19 +207,10 @@ class XdsClient:
             await self._take(self._session.receive(message), stream)
 
     async def _take(self, steps: Iterator[Step], stream: Stream) -> None:
-        """Do the session's steps, as many in each turn as fit into it."""
-        work = self._work(steps, stream)
-        is_over = False
-        while not is_over:
-            with await self._pace.turn() as turn:
-                is_over = True
-                for _ in work:
-                    if turn.is_over:
-                        is_over = False
-                        break
+        """Do the session's steps, in turns with connections."""
+        await self._pace.through(self._doing(steps, stream))
 
-    def _work(self, steps: Iterator[Step], stream: Stream) -> Iterator[None]:
-        """Do the session's steps, and rest where others may be let in."""
+    def _doing(self, steps: Iterator[Step], stream: Stream) -> Iterator[None]:
         for step in steps:
             match step:
                 case Outgoing(pieces):

@@ -18,7 +18,7 @@ from ztunnel.errors import ResourceError
 
 # A string match inside a policy is 10 deep.
 DEPTH_MAX = 32
-EVENTS_PER_STEP = 150  # one millisecond, with what is made of them
+EVENTS_PER_STEP = 15  # a tenth of a millisecond, with what is made of them
 ELEMENT_DEPTH = 2  # a list in the root map
 
 # The loader written in C is ten times faster; both mark lines the same way.

@@ -21,7 +21,7 @@ from ztunnel.model.workload import (
     WorkloadUid,
 )
 from ztunnel.state import store as store_module
-from ztunnel.state.policies import STAGED_PER_STEP
+from ztunnel.state.policies import STAGED_MIN, STAGED_PER_STEP
 from ztunnel.state.store import Changes, Store, Update
 
 HERE = Network("")
@@ -303,7 +303,7 @@ def test_a_store_that_rests_meanwhile_agrees_too(sequence: list[Update]) -> None
 
 def test_a_change_of_policies_that_another_overtakes_is_made_all_the_same() -> None:
     store = Store()
-    count = 2 * STAGED_PER_STEP
+    count = STAGED_MIN + STAGED_PER_STEP
     steps = store.applying(Update(policies=[a_policy(f"p-{n}") for n in range(count)]))
     next(steps)
     store.apply(Update(policies=[a_policy("other")]))

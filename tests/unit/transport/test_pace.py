@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -138,6 +140,27 @@ async def test_turns_are_given_in_the_order_in_which_they_are_asked_for(
         assert not taken
     await trio.sleep(1)
     assert taken == list("abcabcabc")
+
+
+async def test_steps_are_done_to_their_end_as_many_in_a_turn_as_fit(
+    autojump_clock: MockClock,
+) -> None:
+    lab = Lab()
+    lab.connections.served_at = 1000.0
+    done = 0
+
+    def steps() -> Iterator[None]:
+        nonlocal done
+        for _ in range(10):
+            lab.work()
+            done += 1
+            yield
+
+    began, each = lab.now(), round(SHORT_SECONDS / STEP_SECONDS)
+    await lab.pace.through(steps())
+    assert done == 10
+    rests = (lab.now() - began - 10 * STEP_SECONDS) / (REST_SHARE * SHORT_SECONDS)
+    assert rests == pytest.approx(10 // each, abs=1)
 
 
 async def test_who_is_kept_waiting_by_busy_connections_has_a_longer_turn_but_not_without_limit(

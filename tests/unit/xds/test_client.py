@@ -22,13 +22,7 @@ from ztunnel.state.store import Store
 from ztunnel.telemetry.metrics import Metrics
 from ztunnel.transport.grpc_access import LOCAL
 from ztunnel.transport.pace import Pace
-from ztunnel.wire.delta import (
-    RESOURCES_PER_STEP,
-    Arrived,
-    DeltaSession,
-    NodeInfo,
-    Subscription,
-)
+from ztunnel.wire.delta import RESOURCES_PER_STEP, Arrived, DeltaSession, NodeInfo, Subscription
 from ztunnel.wire.delta_server import RESOURCES_PER_RESPONSE, ServerStream, Snapshot
 from ztunnel.wire.pb import xds_pb2 as pb
 from ztunnel.wire.resources import ADDRESS_TYPE, AUTHORIZATION_TYPE
@@ -278,7 +272,7 @@ async def test_a_large_response_lets_others_in_between_whole_slices(
 async def test_many_policies_change_at_once_but_let_others_in_before_it(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    lab, count, seen = Lab(), 5 * STAGED_PER_STEP, [0]
+    lab, count, seen = Lab(), 10 * STAGED_PER_STEP, [0]
     there = [a_policy(f"p-{i}", scope=PolicyScope.NAMESPACE) for i in range(count)]
     lab.snapshot = Snapshot(there)
     nursery.start_soon(lab.client.run)
