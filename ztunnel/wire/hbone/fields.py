@@ -17,7 +17,12 @@ from hpack.hpack import encode_integer
 from ztunnel.errors import TunnelError
 from ztunnel.wire.hbone.events import Headers
 from ztunnel.wire.hbone.settings import DEFAULT_HEADER_TABLE_SIZE
-from ztunnel.wire.hbone.tables import MAX_TABLE_UPDATES, OutgoingTable, Table, decode
+from ztunnel.wire.hbone.tables import (
+    MAX_TABLE_UPDATES,
+    STATIC_TABLE,
+    IncomingTable,
+    OutgoingTable,
+)
 
 CONNECT: Final = b"CONNECT"
 UNIQUE_FIELDS: Final = frozenset((b"forwarded", b"traceparent"))
@@ -30,6 +35,7 @@ _UPDATE_SIZE_MASK: Final = 0x1F
 _CONTINUES: Final = 0x80
 
 _INDEXED: Final = 0x80  # RFC 7541 s6.1: one bit and a seven-bit index
+_STATIC: Final = {_INDEXED | index: field for index, field in enumerate(STATIC_TABLE, 1)}
 _LONG_INDEX: Final = 0xFF
 _NEVER: Final = 0x10  # RFC 7541 s6.2.3: a literal that must stay one, its name a literal too
 _LONG: Final = 0x7F  # RFC 7541 s5.2: a string of this length or more has a longer prefix
@@ -58,32 +64,24 @@ class FieldCodec:
     else is unusual. Both ends of one tunnel then need a fifth of the time.
 
     Our first block leaves the table alone: many a tunnel carries one stream in all its life, and to
-    fill two tables takes both ends longer than anything else about the request.
+    fill two tables takes both ends longer than anything else about the request. A table that was
+    never filled is not even there.
     """
 
-    __slots__ = (
-        "_begun",
-        "_by_index",
-        "_indexed",
-        "_max_list_size",
-        "_ours",
-        "_theirs",
-    )
+    __slots__ = ("_begun", "_max_list_size", "_ours", "_theirs")
 
     def __init__(self, *, max_list_size: int) -> None:
         self._begun = False
-        self._ours = OutgoingTable()
-        self._theirs = Table()
+        self._ours: OutgoingTable | None = None
+        self._theirs: IncomingTable | None = None
         self._max_list_size = max_list_size
-        self._by_index: dict[int, Field] = {}  # true until the peer's table changes
-        self._indexed: dict[Field, bytes] = {}  # true until our table changes
 
     def resize(self, size: int) -> None:
         """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
         size = min(size, DEFAULT_HEADER_TABLE_SIZE)
-        if size != self._ours.maxsize:
-            self._ours.resize(size)
-            self._indexed.clear()
+        if size != (self._ours.maxsize if self._ours else DEFAULT_HEADER_TABLE_SIZE):
+            ours = self._ours = self._ours or OutgoingTable()
+            ours.resize(size)
 
     def encode(self, headers: Headers) -> bytes:
         """Print fields as one header block.
@@ -91,31 +89,16 @@ class FieldCodec:
         Without Huffman codes, which cost more time than they save, and without putting fields into
         the table that are new for every tunnel: those would push out the ones that are not.
         """
-        if self._ours.size_changes:  # which must come out in front of all fields
-            self._indexed.clear()
-            return self._encode_by_table(headers)
+        ours = self._ours
+        if ours is not None and ours.size_changes:  # which must come out in front of all fields
+            return _encode_by_table(ours, headers)
         if not self._begun:
             self._begun = True
             return b"".join([_PRINTED.get(field) or _literal(*field) for field in headers])
-        indexed = self._indexed
-        return b"".join([indexed.get(field) or self._encode_one(field) for field in headers])
-
-    def _encode_one(self, field: Field) -> bytes:
-        name, value = field
-        if name in UNIQUE_FIELDS and len(value) < _LONG:
-            return b"%b%c%b" % (_NEVER_INDEXED[name], len(value), value)
-        block = self._encode_by_table([field])
-        if block[0] & _INDEXED:
-            self._indexed[field] = block
-        elif name not in UNIQUE_FIELDS:
-            self._indexed.clear()  # it was put into the table: every index means another field
-        return block
-
-    def _encode_by_table(self, headers: Headers) -> bytes:
-        return self._ours.encode(
-            NeverIndexedHeaderTuple(*field) if field[0] in UNIQUE_FIELDS else field
-            for field in headers
-        )
+        if ours is None:
+            ours = self._ours = OutgoingTable()
+        indexed = ours.indexed
+        return b"".join([indexed.get(field) or _encode_one(ours, field) for field in headers])
 
     def decode(self, block: bytes) -> Headers:
         """Read one header block.
@@ -127,10 +110,10 @@ class FieldCodec:
         usual = self._decode_usual(block)
         if usual is not None:
             return usual
-        self._by_index.clear()
         _check_table_updates(block)
+        theirs = self._theirs = self._theirs or IncomingTable()
         try:
-            headers = decode(self._theirs, block, max_list_size=self._max_list_size)
+            headers = theirs.decode(block, max_list_size=self._max_list_size)
         except OversizedHeaderListError as error:
             raise TunnelError(str(error), code=ErrorCodes.ENHANCE_YOUR_CALM) from error
         except HPACKError as error:
@@ -145,12 +128,13 @@ class FieldCodec:
 
         Nothing that is read here changes the table, so giving up half-way costs only time.
         """
-        by_index, headers = self._by_index, []
+        theirs = self._theirs
+        by_index, headers = _STATIC if theirs is None else theirs.by_index, []
         position, end, size = 0, len(block), 0
         while position < end:
             first = block[position]
             if first > _INDEXED and first != _LONG_INDEX:
-                field = by_index.get(first) or self._look_up(first)
+                field = by_index.get(first) or _look_up(theirs, first)
                 position += 1
             elif first & ~_NEVER == 0 and position + 1 < end:
                 middle = position + 2 + block[position + 1]
@@ -168,13 +152,32 @@ class FieldCodec:
             size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
         return headers if size <= self._max_list_size else None
 
-    def _look_up(self, first: int) -> Field | None:
-        try:
-            name, value = self._theirs.get_by_index(first & ~_INDEXED)
-        except HPACKError:
-            return None
-        field = self._by_index[first] = bytes(name), bytes(value)
-        return field
+
+def _encode_one(ours: OutgoingTable, field: Field) -> bytes:
+    name, value = field
+    if name in UNIQUE_FIELDS and len(value) < _LONG:
+        return b"%b%c%b" % (_NEVER_INDEXED[name], len(value), value)
+    block = _encode_by_table(ours, [field])
+    if block[0] & _INDEXED:
+        ours.indexed[field] = block
+    return block
+
+
+def _encode_by_table(ours: OutgoingTable, headers: Headers) -> bytes:
+    return ours.encode(
+        NeverIndexedHeaderTuple(*field) if field[0] in UNIQUE_FIELDS else field for field in headers
+    )
+
+
+def _look_up(theirs: IncomingTable | None, first: int) -> Field | None:
+    if theirs is None:
+        return None  # there is nothing beyond `_STATIC`
+    try:
+        name, value = theirs.get_by_index(first & ~_INDEXED)
+    except HPACKError:
+        return None
+    field = theirs.by_index[first] = bytes(name), bytes(value)
+    return field
 
 
 def _extent(block: bytes, at: int, end: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from hpack.table import HeaderTable
 # 64 Ki of them, at a microsecond each.
 MAX_TABLE_UPDATES: Final = 2
 
+STATIC_TABLE: Final = HeaderTable.STATIC_TABLE  # index 1 first
 _ENCODER: Final = Encoder()
 _DECODER: Final = Decoder()
 
@@ -40,16 +41,38 @@ class Table(HeaderTable):
         self.dynamic_entries = _Entries()  # type: ignore[assignment]
 
 
+class IncomingTable(Table):
+    """The table that the peer's blocks are read with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_index: dict[int, tuple[bytes, bytes]] = {}  # its user's, until the table changes
+
+    def decode(self, block: bytes, *, max_list_size: int) -> Iterable[HeaderTuple]:
+        """Read a block.
+
+        Raises:
+            HPACKError: it is broken, or its fields take more than `max_list_size`.
+        """
+        self.by_index.clear()
+        _DECODER.header_table = self
+        _DECODER.max_header_list_size = max_list_size
+        return _DECODER.decode(block, raw=True)
+
+
 class OutgoingTable(Table):
     """The table that our blocks are written with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.size_changes: tuple[int, ...] = ()  # that the peer has not been told of
+        # What was printed for fields of the table; its user's, until the table changes.
+        self.indexed: dict[tuple[bytes, bytes], bytes] = {}
 
     def resize(self, size: int) -> None:
         """Follow the peer's SETTINGS_HEADER_TABLE_SIZE, which differs from what it was."""
         self.maxsize = size
+        self.indexed.clear()
         # The smallest and the last one are all the peer needs (RFC 7541 s4.2), and a peer may send
         # any number of SETTINGS.
         changes = (*self.size_changes, size)
@@ -64,13 +87,7 @@ class OutgoingTable(Table):
         self.size_changes = ()
         return _ENCODER.encode(fields, huffman=False)
 
-
-def decode(table: Table, block: bytes, *, max_list_size: int) -> Iterable[HeaderTuple]:
-    """Read a block with the peer's table.
-
-    Raises:
-        HPACKError: the block is broken, or its fields take more than `max_list_size`.
-    """
-    _DECODER.header_table = table
-    _DECODER.max_header_list_size = max_list_size
-    return _DECODER.decode(block, raw=True)
+    def add(self, name: bytes, value: bytes) -> None:
+        """Put a field in front, after which every index means another one."""
+        super().add(name, value)
+        self.indexed.clear()

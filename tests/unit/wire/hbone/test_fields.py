@@ -204,7 +204,7 @@ def test_the_first_block_of_a_connection_fills_no_table(length: int):
     assert theirs.decode(block) == fields
     assert Decoder().decode(block, raw=True) == fields
     for table in (ours._ours, theirs._theirs):
-        assert len(table.dynamic_entries) == 0
+        assert table is None or not table.dynamic_entries
     assert len(ours.encode(fields)) < len(block)
     assert len(ours._ours.dynamic_entries) == (2 if length < 4000 else 0)
 
@@ -261,3 +261,15 @@ def test_any_bytes_are_fields_or_a_tunnel_error(blocks: list[bytes]):
         is_request(headers)
         status_of(headers)
         is_trailers(headers)
+
+
+def test_a_table_that_nobody_fills_is_not_there():
+    request = [METHOD, (b":authority", b"192.0.2.1:80"), (b"baggage", b"a=b")]
+    client, server = a_codec(), a_codec()
+    assert server.decode(client.encode(request)) == request
+    assert client.decode(server.encode([(b":status", b"200")])) == [(b":status", b"200")]
+    for codec in (client, server):
+        assert (codec._ours, codec._theirs) == (None, None)
+    assert server.decode(client.encode(request)) == request
+    assert client._ours is not None
+    assert server._theirs is not None

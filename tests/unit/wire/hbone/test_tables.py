@@ -5,7 +5,7 @@ import tracemalloc
 from hpack import Decoder, Encoder
 from hypothesis import given, strategies as st
 
-from ztunnel.wire.hbone.tables import OutgoingTable, Table, decode
+from ztunnel.wire.hbone.tables import IncomingTable, OutgoingTable
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -21,13 +21,13 @@ def test_connections_that_share_the_coders_do_not_share_tables(
     steps: list[tuple[int, Fields]],
 ) -> None:
     ours = OutgoingTable(), OutgoingTable()
-    theirs = Table(), Table()
+    theirs = IncomingTable(), IncomingTable()
     encoders, decoders = (Encoder(), Encoder()), (Decoder(), Decoder())
     for which, fields in steps:
         block = ours[which].encode(fields)
         assert block == encoders[which].encode(fields, huffman=False)
         assert decoders[which].decode(block, raw=True) == fields
-        assert decode(theirs[which], block, max_list_size=65_536) == fields
+        assert theirs[which].decode(block, max_list_size=65_536) == fields
 
 
 def test_only_the_smallest_and_the_last_size_are_told() -> None:
