@@ -156,7 +156,7 @@ class HboneConnection(Messages):
     def _take_usual_data(
         self, data: memoryview, position: int, end: int, events: list[Event]
     ) -> int:
-        """Take DATA frames that are whole and have nothing unusual; return where one is not.
+        """Take DATA frames that are whole and have no padding; return where one is not so.
 
         The same as `_begin_data` and `_take_payload` would do, in one go: small messages spend a
         third of their time there.
@@ -165,7 +165,7 @@ class HboneConnection(Messages):
         room, most = self._receive_window, self.settings.max_frame_size
         last: DataReceived | None = None
         total = 0
-        while end - position > FRAME_HEADER_SIZE:
+        while end - position >= FRAME_HEADER_SIZE:
             size_and_kind, flags, stream_id = unpack(data, position)
             size: int = size_and_kind >> KIND_BITS
             start = position + FRAME_HEADER_SIZE
@@ -173,13 +173,14 @@ class HboneConnection(Messages):
             stream = streams.get(stream_id)
             if (
                 size_and_kind & KIND_MASK
-                or flags
+                or flags > END_STREAM
                 or stop > end
                 or stream is None
                 or not stream.readable
-                or not 0 < size <= most
+                or size > most
                 or size > stream.receive_window
                 or total + size > room
+                or not (size or flags)
             ):
                 break
             stream.receive_window -= size
@@ -187,9 +188,12 @@ class HboneConnection(Messages):
             if last is not None and last.stream is stream:
                 last.chunks.append(data[start:stop])
                 last.size += size
-            else:
+            elif size:
                 last = DataReceived(stream, [data[start:stop]], size)
                 events.append(last)
+            if flags:
+                self._end_remotely(stream, events)
+                last = None
             position = stop
         if total:
             self._debit(total)

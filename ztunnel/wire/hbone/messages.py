@@ -61,7 +61,12 @@ class Messages(Steering):
         self._block_stream_id = stream_id
         self._block_ends_stream = bool(flags & END_STREAM)
         self._continuations = 0
-        self._extend_block(_fragment(flags, payload), flags, events)
+        if flags & (PADDED | PRIORITY_FLAG):
+            payload = _fragment(flags, payload)
+        if flags & END_HEADERS and len(payload) <= self.limits.max_header_block:
+            self._on_block(stream_id, self._codec.decode(payload), events)  # as nearly all of them
+        else:
+            self._extend_block(payload, flags, events)
 
     def _on_continuation(
         self, flags: int, stream_id: int, payload: bytes, events: list[Event]
