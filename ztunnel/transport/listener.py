@@ -32,7 +32,16 @@ class Listener:
     the kernel's queue meanwhile, and the loop does not spin (dataplane.md 17.8).
     """
 
-    __slots__ = ("_accepted", "_delay", "_pause", "_reactor", "component", "pauses", "sock")
+    __slots__ = (
+        "_accepted",
+        "_delay",
+        "_family",
+        "_pause",
+        "_reactor",
+        "component",
+        "pauses",
+        "sock",
+    )
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class Listener:
         self.component = component
         self.pauses = 0
         self._accepted = accepted
+        self._family = sock.family
         self._reactor = reactor
         self._delay = BACK_OFF_FIRST_SECONDS
         self._pause: Deadline | None = None
@@ -93,7 +103,9 @@ class Listener:
     def _accept_one(self) -> bool:
         """Accept a connection; whether there may be another."""
         try:
-            sock, address = self.sock.accept()
+            # `accept` itself looks its family and type up in enumerations, for each connection.
+            fd, address = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            sock = socket.socket(self._family, socket.SOCK_STREAM, 0, fd)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -21,17 +21,17 @@ def listening() -> socket.socket:
 
 
 class Scripted:
-    """A listening socket whose `accept` first raises what it was told to."""
+    """A listening socket that, asked to accept, first raises what it was told to."""
 
     def __init__(self, *errors: int) -> None:
         self.real = listening()
         self.errors = list(errors)
 
-    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+    def _accept(self) -> tuple[int, tuple[str, int]]:
         if self.errors:
             code = self.errors.pop(0)
             raise OSError(code, os.strerror(code))
-        return self.real.accept()
+        return self.real._accept()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.real, name)
