@@ -20,6 +20,7 @@ from ztunnel.transport.buffers import (
     HEADER_BYTES,
     SEND,
     UNIT_FIRST,
+    UNIT_MOST,
     areas,
     grown,
 )
@@ -141,7 +142,7 @@ class StreamRelay:
             if not budget:
                 self._reactor.again(self)
                 return
-            budget -= 1
+            budget = budget - 1 if self._unit < UNIT_MOST else 0
             self._move(room if room < self._unit else self._unit)  # noqa: FURB136 - likewise
 
     def _wait_for_room(self, room: int) -> None:
@@ -174,7 +175,7 @@ class StreamRelay:
         if got < size and not self._hung_up:
             self._readable = False  # a short read means drained, unless an end is queued behind
         self.read_bytes += got
-        if got >= size or self._unit != UNIT_FIRST:
+        if got == size == self._unit or got < size != UNIT_FIRST:  # else the window was short
             self._unit = grown(self._unit, got)
         if got <= SMALL_BYTES:
             tunnel.core.queue_data(self._stream, SEND[HEADER_BYTES : HEADER_BYTES + got])

@@ -12,7 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ztunnel.errors import DrainError, LimitError, PeerError, TlsError, TunnelError, ZtunnelError
-from ztunnel.transport.buffers import PLAIN, RECEIVE, SEND, UNIT_FIRST, grown
+from ztunnel.transport.buffers import PLAIN, RECEIVE, SEND, UNIT_FIRST, UNIT_MOST, grown
 from ztunnel.transport.dispatch import STREAM_EVENTS
 from ztunnel.transport.heartbeat import PING_PAYLOAD, PING_SECONDS, Heartbeat, Pulse
 from ztunnel.transport.outbox import Outbox
@@ -133,10 +133,9 @@ class Tunnel:
         """
         self._held_bytes += size
         core = self.core
-        if core.withholding:
-            if self._held_bytes <= HELD_MOST // 2:
-                core.withhold(more=False)
-                self.flush_later()
+        if core.withholding and self._held_bytes <= HELD_MOST // 2:
+            core.withhold(more=False)
+            self.flush_later()
         elif self._held_bytes > HELD_MOST:
             core.withhold(more=True)
 
@@ -192,9 +191,7 @@ class Tunnel:
     def flush(self) -> None:
         """Send control and small frames in one record."""
         self._dirty = False
-        if self._outbox.blocked or self.closed:
-            return
-        if sealed := self._seal_control():
+        if not (self._outbox.blocked or self.closed) and (sealed := self._seal_control()):
             self._transmit(b"", sealed)
 
     def fail(self, error: Exception) -> None:
@@ -243,6 +240,8 @@ class Tunnel:
             self._digest(held + size)
             if self.closed or (size < unit and not self._hung_up):
                 return  # a short read means drained, unless an end is queued behind the data
+            if unit == UNIT_MOST:
+                break  # the peer gets credit at the end of a turn: it must not wait for four
         self._reactor.again(self)
 
     def _digest(self, size: int) -> None:

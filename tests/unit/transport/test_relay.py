@@ -25,6 +25,7 @@ from tests.support.tunnels import (
 )
 from ztunnel.errors import DeniedError, PeerError
 from ztunnel.transport import relay as module
+from ztunnel.transport.buffers import UNIT_FIRST, UNIT_MOST
 from ztunnel.transport.outbox import drop, rest
 from ztunnel.transport.reactor import READABLE, Reactor
 from ztunnel.transport.relay import StreamRelay
@@ -311,6 +312,25 @@ async def test_a_busy_stream_yields_after_its_share_of_a_turn(monkeypatch) -> No
     async with joined() as both, trio.open_nursery() as nursery:
         nursery.start_soon(send_and_finish, both.client_app, [content])
         assert await read_to_end(both.server_app) == content
+
+
+async def test_after_a_read_of_the_largest_unit_others_have_their_turn(monkeypatch) -> None:
+    monkeypatch.setattr(module, "UNIT_MOST", UNIT_FIRST)
+    monkeypatch.setattr(module, "grown", lambda unit, size: unit)
+    async with joined() as both:
+        both.client_sock.send(bytes(3 * UNIT_FIRST))
+        both.client.on_event(READABLE)  # nothing is awaited: this is one turn
+        assert both.client.read_bytes == UNIT_FIRST
+
+
+async def test_a_window_that_is_almost_used_up_does_not_make_a_busy_stream_start_over() -> None:
+    async with joined() as both:
+        both.client._unit = UNIT_MOST
+        both.client._stream.send_window = 20_000
+        both.client_sock.send(bytes(50_000))
+        both.client.on_event(READABLE)
+        assert both.client.read_bytes == 20_000
+        assert both.client._unit == UNIT_MOST
 
 
 @given(pieces=st.lists(st.binary(max_size=20)), data=st.data())

@@ -21,6 +21,8 @@ from tests.support.tunnels import (
 )
 from ztunnel.errors import LimitError, PeerError, TlsError, TunnelError
 from ztunnel.transport import reactor as reactor_module, tunnel as module
+from ztunnel.transport.buffers import UNIT_FIRST
+from ztunnel.transport.reactor import READABLE
 from ztunnel.transport.tunnel import Tunnel
 from ztunnel.wire.hbone.connection import HboneConnection
 from ztunnel.wire.hbone.settings import HboneSettings
@@ -294,6 +296,23 @@ async def test_a_tunnel_stays_awake_until_then(quick_ticks, monkeypatch) -> None
         await later.until("ended")
         assert not is_parked(pair.client)
         assert not is_parked(pair.server)
+
+
+async def test_after_a_read_of_the_largest_unit_the_peer_gets_credit_before_the_next(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(module, "UNIT_MOST", UNIT_FIRST)
+    monkeypatch.setattr(module, "grown", lambda unit, size: unit)
+    message = bytes(UNIT_FIRST // 2)
+    async with a_reactor() as reactor, a_tunnel_pair(reactor) as pair:
+        stream, served = await pair.a_stream()
+        for _ in range(6):
+            pair.server.core.queue_data(served, message)
+            pair.server.flush()
+        pair.client.on_event(READABLE)  # nothing is awaited: this is one turn
+        assert 0 < len(stream.owner.received) < UNIT_FIRST
+        while len(stream.owner.received) < 6 * len(message):
+            await stream.owner.until("on_data", len(stream.owner.heard("on_data")) + 1)
 
 
 async def test_what_came_behind_the_handshake_is_not_lost() -> None:
