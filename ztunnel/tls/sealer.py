@@ -9,10 +9,14 @@ it stands on the byte behind each record's share, which is then put back.
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 from ztunnel.linux.memory import untouched
 from ztunnel.tls.alerts import alert_body
 from ztunnel.tls.traffic_keys import NONCE_BYTES, TrafficKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 APPLICATION_DATA, HANDSHAKE, ALERT = 23, 22, 21
 RECORD_HEADER = struct.Struct(">BHH")  # opaque type, legacy version, length
@@ -35,17 +39,40 @@ KEY_UPDATE = b"\x18\x00\x00\x01"
 
 
 class SealBuffer:
-    """The ciphertext buffer of a process: a KeyUpdate's place, then one slot per record."""
+    """The ciphertext buffer of a process: a KeyUpdate's place, then one slot per record.
 
-    __slots__ = ("slots", "start", "view")
+    What every full record has in common is made once and not for each: the header in its slot, and
+    its share of the plaintext, as bulk always comes from the same buffer.
+    """
+
+    __slots__ = ("_headed", "_plaintext", "_shares", "slots", "start", "view")
 
     def __init__(self) -> None:
+        self._headed = 0  # so many slots, from the first on, have the header of a full record
+        self._plaintext: memoryview | None = None
+        self._shares: list[memoryview] = []
         self.start = HEADER_BYTES + len(KEY_UPDATE) + 1 + SEALED_EXTRA
         self.view = untouched(self.start + SLOTS * SLOT_BYTES)
         self.slots = [
             self.view[at + HEADER_BYTES : at + SLOT_BYTES]
             for at in range(self.start, len(self.view), SLOT_BYTES)
         ]
+
+    def lay_out(self, plaintext: memoryview, full: int) -> Iterator[tuple[memoryview, memoryview]]:
+        """Make ready for `full` full records; give each one's share of `plaintext` and its slot.
+
+        A share has the byte behind it, too. Whatever then comes into the slot behind the last of
+        them may have a header of its own.
+        """
+        for index in range(self._headed, full):
+            at = self.start + index * SLOT_BYTES
+            self.view[at : at + HEADER_BYTES] = FULL_HEADER
+        self._headed = full
+        if plaintext is not self._plaintext:
+            self._plaintext, self._shares = plaintext, []
+        for at in range(len(self._shares) * MAX_PLAINTEXT, full * MAX_PLAINTEXT, MAX_PLAINTEXT):
+            self._shares.append(plaintext[at : at + MAX_PLAINTEXT + 1])
+        return zip(self._shares[:full], self.slots, strict=False)
 
 
 class Sealer(TrafficKeys):
@@ -107,20 +134,17 @@ class Sealer(TrafficKeys):
         sequence, iv = self.sequence, self.iv
         self.sequence = sequence + full + (rest > 0)
         view, slots = target.view, target.slots
-        at, end = 0, target.start
-        for index in range(full):
-            view[end : end + HEADER_BYTES] = FULL_HEADER
-            nonce = (iv ^ (sequence + index)).to_bytes(NONCE_BYTES, "big")
-            behind = at + MAX_PLAINTEXT
-            spared, plaintext[behind] = plaintext[behind], APPLICATION_DATA
-            encrypt_into(nonce, plaintext[at : behind + 1], FULL_HEADER, slots[index])
-            plaintext[behind] = spared
-            at = behind
-            end += SLOT_BYTES
+        for share, slot in target.lay_out(plaintext, full):
+            spared, share[MAX_PLAINTEXT] = share[MAX_PLAINTEXT], APPLICATION_DATA
+            encrypt_into((iv ^ sequence).to_bytes(NONCE_BYTES, "big"), share, FULL_HEADER, slot)
+            share[MAX_PLAINTEXT] = spared
+            sequence += 1
+        end = target.start + full * SLOT_BYTES
         if rest:
+            at = full * MAX_PLAINTEXT
             header = RECORD_HEADER.pack(APPLICATION_DATA, LEGACY_VERSION, rest + SEALED_EXTRA)
             view[end : end + HEADER_BYTES] = header
-            nonce = (iv ^ (sequence + full)).to_bytes(NONCE_BYTES, "big")
+            nonce = (iv ^ sequence).to_bytes(NONCE_BYTES, "big")
             spared, plaintext[size] = plaintext[size], APPLICATION_DATA
             encrypt_into(
                 nonce, plaintext[at : size + 1], header, slots[full][: rest + SEALED_EXTRA]

@@ -54,6 +54,15 @@ def test_bulk_and_small_paths_give_the_same_bytes() -> None:
     assert one.sequence == other.sequence == 4
 
 
+@given(st.lists(st.integers(1, 6 * MAX_PLAINTEXT), max_size=6))
+def test_one_buffer_is_sealed_from_again_and_again(sizes: list[int]) -> None:
+    sealer, opener = Sealer(SECRET, SUITE), Opener(SECRET, SUITE)
+    plaintext = memoryview(bytearray(len(RANDOM)))
+    for start, size in enumerate(sizes):
+        plaintext[: size + 1] = RANDOM[start : start + size + 1]
+        assert opened(opener, sealer.seal_bulk(plaintext, size, BUFFER)) == plaintext[:size]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 70_000)), max_size=8))
 def test_every_mix_of_paths_arrives(parts: list[tuple[bool, int]]) -> None:
     sealer, opener = Sealer(SECRET, SUITE), Opener(SECRET, SUITE)
