@@ -56,22 +56,22 @@ class SecureLink:
             TlsError: the server broke TLS.
         """
         await trio.lowlevel.checkpoint()
-        arrived, self._arrived = self._arrived, None
         while not self._records.closed:
-            if arrived is not None:
+            if self._arrived is not None:
+                # Who is cancelled while waiting for the turn leaves what came to the next call.
                 with await self._pace.turn():
+                    arrived, self._arrived = self._arrived, None
                     _, size = self._records.open(self._raw[:arrived], self._plain)
                 if size:
                     return self._plain[:size]
             try:
-                arrived = self._sock.recv_into(self._raw)
+                self._arrived = self._sock.recv_into(self._raw)
             except BlockingIOError:
-                arrived = None
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
             except OSError as error:
                 raise UnreachableError(f"io error: {error.strerror}") from error
-            if not arrived:
+            if not self._arrived:
                 break
         return self._plain[:0]
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support.certs import AUTHORITY, server_context
 from ztunnel.errors import TlsError, UnreachableError
@@ -53,11 +54,13 @@ async def an_echo(
         nursery.cancel_scope.cancel()
 
 
-async def linked(server: ServerUrl, name: str = "localhost", **options: bool) -> SecureLink:
+async def linked(
+    server: ServerUrl, name: str = "localhost", *, pace: Pace | None = None, **options: bool
+) -> SecureLink:
     roots = Source(SourceKind.LITERAL, AUTHORITY.roots_pem.decode())
     context = GrpcAccess(server=server, root=roots, **options).read_trust().context
     with trio.fail_after(SECONDS):
-        return await open_link(server, context, name, Pace())
+        return await open_link(server, context, name, pace or Pace())
 
 
 async def heard(link: SecureLink, size: int) -> bytes:
@@ -78,6 +81,22 @@ async def test_bytes_go_both_ways_from_the_first_on() -> None:
             nursery.start_soon(link.send, message)
             assert await heard(link, len(message)) == message
         link.close()
+        link.close()
+
+
+async def test_who_is_cancelled_while_others_have_the_turn_loses_nothing() -> None:
+    pace = Pace()
+    async with an_echo("localhost") as server:
+        link = await linked(server, pace=pace)
+        assert await heard(link, 7) == b"welcome"
+        await link.send(b"hello")
+        await trio.lowlevel.wait_readable(link._sock)
+        with await pace.turn():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(link.receive)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        assert await heard(link, 5) == b"hello"
         link.close()
 
 
