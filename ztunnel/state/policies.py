@@ -16,7 +16,7 @@ from ztunnel.state.policy_index import Entry, PolicyIndex
 # take effect, or after it, in slices.
 STAGED_MIN = 32
 STAGED_PER_STEP = 8
-KEYS_PER_STEP = 200  # only looked up
+KEYS_PER_STEP = 100  # only looked up
 
 # Distinct (namespace, policy keys) of the workloads we enforce for; one node has a few hundred.
 SETS_MAX = 4096
