@@ -190,7 +190,11 @@ def _cluster(name: str, **fields: object) -> Json:
 
 
 def _tls(files: Files, context: str, san: Json, **more: object) -> Json:
-    only = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+    only = {
+        "tls_minimum_protocol_version": "TLSv1_3",
+        "tls_maximum_protocol_version": "TLSv1_3",
+        "ecdh_curves": ["X25519", "P-256", "P-384"],  # as all others; by default it is post-quantum
+    }
     pair = {
         "certificate_chain": {"filename": str(files.chain)},
         "private_key": {"filename": str(files.key)},
