@@ -23,7 +23,7 @@ HEAD_BYTES_MAX = 8192  # as the reference
 HEAD_SECONDS = 2.0  # as the reference
 ANSWER_SECONDS = 120.0  # for a dump of a large mesh through a slow port-forward
 LINGER_SECONDS = 1.0
-PIECE_BYTES = 16384
+PIECE_BYTES = 8192  # of a page: a tenth of a millisecond
 EMPTY_LINE_BYTES = 32  # what a line counts as that was looked for and is not there
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"

@@ -256,8 +256,8 @@ def test_gathered_and_compressed_lines_come_out_again(lines: list[str]) -> None:
 
 def test_gathering_makes_pieces_of_a_good_size() -> None:
     pieces = list(gathered("x" * 100 for _ in range(1000)))
-    assert max(map(len, pieces)) < 20_000
-    assert len(pieces) < 10
+    assert max(map(len, pieces)) < 10_000
+    assert len(pieces) < 20
 
 
 def test_gathering_rests_where_nothing_is_to_be_said_for_long() -> None:
