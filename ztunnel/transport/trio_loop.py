@@ -35,12 +35,12 @@ class TrioLoop:
         """Look at a loop; None if it is not of the kind we know."""
         try:
             loop = cls(runner)
-            _ = loop.has_work, loop.watches_idleness
+            _ = loop.has_work, loop.watches_idleness, loop.is_guest
             loop.wait_by(loop.events)
             loop.wait_by_itself()
         except AttributeError:
             return None
-        return loop
+        return None if loop.is_guest else loop
 
     @classmethod
     def current(cls) -> Self | None:
@@ -51,6 +51,11 @@ class TrioLoop:
     def has_work(self) -> bool:
         """Whether a task has become runnable."""
         return bool(self._runner.runq)
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether it is a guest of another loop: then it waits in a thread, where we may not."""
+        return bool(self._runner.is_guest)
 
     @property
     def watches_idleness(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import select
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -23,6 +25,21 @@ def has_input(loop: TrioLoop) -> bool:
 def test_a_loop_of_another_kind_is_left_alone() -> None:
     assert TrioLoop.of(object()) is None
     assert TrioLoop.of(None) is None
+
+
+def test_a_guest_of_another_loop_is_left_alone() -> None:
+    todo: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+    found = []
+
+    async def look() -> None:
+        found.append(TrioLoop.current())
+
+    trio.lowlevel.start_guest_run(
+        look, run_sync_soon_threadsafe=todo.put, done_callback=lambda _: todo.put(None)
+    )
+    while (step := todo.get(timeout=10)) is not None:
+        step()
+    assert found == [None]
 
 
 async def test_it_has_work_from_when_a_task_becomes_runnable_until_it_has_run() -> None:
