@@ -120,12 +120,15 @@ def addresses(found: Found, version: int, view: Viewpoint, services: Services) -
             for vip in service.vips
             if vip.network == view.network and vip.ip.version == version
         ]
-    return [
-        ip
-        for workload in services.endpoints(service)
-        if workload.network == view.network
-        for ip in first_ip(workload, version)
-    ]
+    network, family = view.network, IPv4Address if version == _V4 else IPv6Address
+    listed: list[IpAddress] = []
+    for workload in services.endpoints(service):  # thousands: no call for each
+        if workload.network == network:
+            for ip in workload.ips:
+                if isinstance(ip, family):
+                    listed.append(ip)
+                    break
+    return listed
 
 
 def allows(found: Found, version: int, view: Viewpoint) -> bool:

@@ -149,7 +149,7 @@ def _addresses(
     if addresses and found.owner != query.name:
         record, owner = dns_records.cname_record(query, owner, found.owner, TTL_SECONDS)
         leading = (record,)
-    records = [dns_records.address_record(owner, ip, TTL_SECONDS) for ip in addresses]
+    records = dns_records.address_records(owner, addresses, TTL_SECONDS)
     return _records(query, leading, records, view)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
+from ipaddress import IPv4Address
 
 import dns.exception
 import dns.name
@@ -18,7 +20,7 @@ _ZONE = struct.Struct("!IIIII")  # RFC 1035 s3.3.13
 _REFERENCE = struct.Struct("!H")
 _TO_QUESTION = b"\xc0\x0c"  # a pointer to the name in the question
 _POINTER = 0xC000
-_V4 = 4
+_V4_BYTES, _V6_BYTES = 4, 16
 
 # As CoreDNS says it; nobody transfers this zone, so only the last number matters.
 _REFRESH, _RETRY, _EXPIRE = 7200, 1800, 86400
@@ -66,8 +68,15 @@ def owner_of(query: Query, name: str) -> bytes:
 
 def address_record(owner: bytes, ip: IpAddress, ttl: int) -> bytes:
     """Make an A or AAAA record."""
-    rtype = RecordType.A if ip.version == _V4 else RecordType.AAAA
-    return _record(owner, rtype, ttl, ip.packed)
+    [record] = address_records(owner, (ip,), ttl)
+    return record
+
+
+def address_records(owner: bytes, ips: Iterable[IpAddress], ttl: int) -> list[bytes]:
+    """Make the A or AAAA record of each; of one name there may be thousands."""
+    a = owner + _RECORD.pack(RecordType.A, CLASS_IN, ttl, _V4_BYTES)
+    aaaa = owner + _RECORD.pack(RecordType.AAAA, CLASS_IN, ttl, _V6_BYTES)
+    return [(a if isinstance(ip, IPv4Address) else aaaa) + ip.packed for ip in ips]
 
 
 def cname_record(query: Query, owner: bytes, target: str, ttl: int) -> tuple[bytes, bytes]:

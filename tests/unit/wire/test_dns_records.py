@@ -42,6 +42,15 @@ def test_records_are_what_dnspython_reads() -> None:
     ]
 
 
+def test_of_many_addresses_each_has_its_record() -> None:
+    query = a_query()
+    owner = dns_records.owner_of(query, NAME)
+    ips = [parse_ip("10.0.0.1"), parse_ip("2001:db8::1"), parse_ip("10.0.0.2")]
+    records = dns_records.address_records(owner, ips, 30)
+    assert records == [dns_records.address_record(owner, ip, 30) for ip in ips]
+    assert dns_records.address_records(owner, [], 30) == []
+
+
 def test_an_owner_that_the_question_names_is_a_pointer() -> None:
     assert dns_records.owner_of(a_query(), NAME) == b"\xc0\x0c"
 
