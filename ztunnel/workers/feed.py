@@ -33,7 +33,11 @@ class Feed:
         self._gone_policies: dict[PolicyKey, None] = {}
         self._policies: dict[PolicyKey, None] = {one.key: None for one in store.policies.all()}
         self._services: dict[ServiceKey, None] = {one.key: None for one in store.services.all()}
-        self._workloads: dict[WorkloadUid, None] = {one.uid: None for one in store.workloads.all()}
+        self._workloads: dict[WorkloadUid, None] = {}
+        # What was there at the beginning comes before them, looked at part by part: all at once
+        # takes long.
+        self._backlog = store.workloads.uids()
+        self._early: dict[WorkloadUid, None] = {}
 
     def __bool__(self) -> bool:
         return bool(
@@ -43,6 +47,8 @@ class Feed:
             or self._policies
             or self._services
             or self._workloads
+            or self._backlog
+            or self._early
         )
 
     def changed(self, changes: Changes) -> None:
@@ -53,10 +59,14 @@ class Feed:
         for service in changes.services:
             _note(service, self._services, self._gone_services, store.services.by_key(service))
         for uid in changes.workloads:
+            self._early.pop(uid, None)
             _note(uid, self._workloads, self._gone_workloads, store.workloads.by_uid(uid))
 
     def take(self, most: int = SLICE_ITEMS) -> Update | None:
         """Give the next part, of at most so many names; None when all is told."""
+        while self._backlog and not self._early:
+            part = self._backlog.pop()
+            self._early = {uid: None for uid in part if uid not in self._workloads}
         if not self:
             return None
         store, left = self._store, most
@@ -70,7 +80,7 @@ class Feed:
         left -= len(gone_policies)
         services = _some(self._services, left)
         left -= len(services)
-        workloads = _some(self._workloads, left)
+        workloads = _some(self._early or self._workloads, left)
         return Update(
             removed_workloads=gone_workloads,
             removed_services=gone_services,

@@ -145,3 +145,12 @@ def test_our_own_needs_name_and_account(name: str, sa: str) -> None:
 def test_of_two_with_one_name_the_latest_is_ours() -> None:
     old, new = a_workload(uid="old"), a_workload(uid="new")
     assert mine(stored(old, new)) == new
+
+
+def test_all_uids_are_there_once_in_parts() -> None:
+    pods = [a_workload(f"cart-{number}") for number in range(200)]
+    parts = stored(*pods).uids()
+    assert sorted(uid for part in parts for uid in part) == sorted(pod.uid for pod in pods)
+    assert len(parts) > 10
+    assert all(parts)
+    assert stored().uids() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, strategies as st
 
 from tests.support.builders import a_policy, a_service, a_workload
+from ztunnel.model.network import Network, parse_ip
 from ztunnel.model.policy import PolicyScope
 from ztunnel.model.workload import WorkloadUid
 from ztunnel.state.store import Store, Update
@@ -112,3 +113,24 @@ def test_what_came_and_went_untold_is_told_as_gone_only() -> None:
         removed_workloads=(WorkloadUid(WORKLOADS[0].uid),),
         removed_services=(), removed_policies=(), workloads=(), services=(), policies=(),
     )  # fmt: skip
+
+
+def test_a_worker_that_starts_late_is_told_part_by_part_what_there_is_by_then() -> None:
+    store, fed = Store(), Store()
+    pods = [a_workload(f"pod-{number}", ips=["10.0.0.1"]) for number in range(500)]
+    store.apply(Update(workloads=pods))
+    feed = Feed(store)
+    store.subscribe(feed.changed)
+    assert not feed._early, "nothing is looked at before it is asked for"
+    successor = a_workload("new", ips=["10.0.0.1"])  # the latest who says so has the address
+    store.apply(
+        Update(workloads=[successor], removed_workloads=[pods[1].uid, *[p.uid for p in pods[250:]]])
+    )
+    most = 0
+    while (part := feed.take()) is not None:
+        fed.apply(part)
+        most = max(most, len(feed._early))
+    assert fed.workloads.by_address(Network(""), parse_ip("10.0.0.1")) == successor
+    assert held(fed) == held(store)
+    assert most < 100
+    assert not feed
