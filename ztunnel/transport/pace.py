@@ -30,7 +30,9 @@ import trio
 BUSY_SECONDS: Final = 0.1  # connections that moved bytes within this time are at work
 SHORT_SECONDS: Final = 0.000_12  # of a turn while they are: a step or two
 LONG_SECONDS: Final = 0.001  # while they are not
-REST_SECONDS: Final = 0.000_5  # at the most: room for two requests and their answers
+# At the most: room for two requests and their answers. epoll counts milliseconds, so a rest in
+# which nothing at all happens is one.
+REST_SECONDS: Final = 0.000_5
 REST_SHARE: Final = 4.0  # of the turn before it
 LATE_SHARE: Final = 0.1  # of the time that connections took beyond the rest
 
