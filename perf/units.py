@@ -19,7 +19,7 @@ import msgspec
 from perf.curves import NOWHERE, a_service, a_workload, timed
 from ztunnel.decide.balance import Purpose, pick
 from ztunnel.model.network import NetworkCidr, Port
-from ztunnel.model.service import LoadBalancer, Scope, Service
+from ztunnel.model.service import BalanceMode, LoadBalancer, Scope, Service
 from ztunnel.model.workload import Locality, ServiceKey, Workload
 from ztunnel.state.store import Store, Update
 from ztunnel.telemetry.metrics import Metrics
@@ -94,9 +94,8 @@ def load_balance(size: int, scopes: tuple[Scope, ...]) -> float:
     """Pick one of a service's endpoints."""
     service = a_service(0)
     if scopes:
-        service = msgspec.structs.replace(
-            service, load_balancer=LoadBalancer(routing_preferences=scopes)
-        )
+        balancer = LoadBalancer(mode=BalanceMode.FAILOVER, routing_preferences=scopes)
+        service = msgspec.structs.replace(service, load_balancer=balancer)
     store, rng = Store(node="node-0"), random.Random(1)
     endpoints = list(members(size, lambda _: 0))
     store.apply(Update(services=[service], workloads=endpoints))
