@@ -254,13 +254,14 @@ async def test_new_connections_succeed_while_workers_are_killed_one_by_one(tmp_p
             for _ in range(8):
                 nursery.start_soon(calls)
             kills = []
+            bound = listeners(scene, "client")
             for _ in range(3):
-                since = len(scene.client.lines.all)
                 reached = done + 100
                 await until(lambda reached=reached: done >= reached)
                 kills.append(trio.current_time())
                 os.kill(workers_of(scene.client)[0], signal.SIGKILL)
-                await scene.client.lines.wait_for("worker ready", since=since, seconds=SECONDS)
+                await until(lambda: listeners(scene, "client") != bound)
+                await until(lambda: listeners(scene, "client") == bound)
             stop.set()
         # What was under way in it fails with it, and nothing that began later.
         assert all(any(kill - 2 < began < kill + 0.5 for kill in kills) for began in failures)
