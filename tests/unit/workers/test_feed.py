@@ -9,7 +9,7 @@ from ztunnel.model.network import Network, parse_ip
 from ztunnel.model.policy import PolicyScope
 from ztunnel.model.workload import WorkloadUid
 from ztunnel.state.store import Store, Update
-from ztunnel.workers.feed import Feed
+from ztunnel.workers.feed import POLICIES_TOGETHER, SLICE_ITEMS, Feed
 
 WORKLOADS = [
     a_workload(f"pod-{name}", ips=[f"192.0.2.{address}"])
@@ -63,9 +63,9 @@ def test_a_fed_store_ends_like_the_one_it_is_fed_from(
     for update, parts in after:
         origin.apply(update)
         for _ in range(parts):
-            if (part := feed.take(most)) is not None:
+            if (part := feed.take(most, most)) is not None:
                 fed.apply(part)
-    while (part := feed.take(most)) is not None:
+    while (part := feed.take(most, most)) is not None:
         fed.apply(part)
     assert held(fed) == held(origin)
     assert not feed
@@ -95,11 +95,30 @@ def test_a_new_policy_is_told_before_the_one_it_replaces_is_gone() -> None:
     store.subscribe(feed.changed)
     feed.take()
     store.apply(Update(policies=POLICIES[1:2], removed_policies=[POLICIES[0].key]))
-    first, second = feed.take(1), feed.take(1)
+    first, second = feed.take(1, 1), feed.take(1, 1)
     assert first is not None
     assert second is not None
     assert (first.policies, first.removed_policies) == ((POLICIES[1],), ())
     assert (second.policies, second.removed_policies) == ((), (POLICIES[0].key,))
+
+
+def test_policies_that_change_together_are_told_together_and_before_any_workload() -> None:
+    store = Store()
+    feed = Feed(store)
+    store.subscribe(feed.changed)
+    policies = [
+        a_policy(name=f"{number}", scope=PolicyScope.NAMESPACE)
+        for number in range(POLICIES_TOGETHER + 10)
+    ]
+    store.apply(
+        Update(workloads=[a_workload(f"pod-{number}") for number in range(40)], policies=policies)
+    )
+    told = []
+    for _ in range(2):
+        part = feed.take()
+        assert part is not None
+        told.append((len(list(part.policies)), len(list(part.workloads))))
+    assert told == [(POLICIES_TOGETHER, 0), (10, SLICE_ITEMS)]
 
 
 def test_what_came_and_went_untold_is_told_as_gone_only() -> None:
